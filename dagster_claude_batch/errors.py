@@ -1,0 +1,5 @@
+"""Everything that this package raises on purpose."""
+
+
+class ClaudeBatchError(Exception):
+    """The base of every error of this package."""
