@@ -1,5 +1,199 @@
 """Everything that this package raises on purpose."""
 
+from collections.abc import Sequence
+
 
 class ClaudeBatchError(Exception):
     """The base of every error of this package."""
+
+
+class DeclarationError(ClaudeBatchError):
+    """An asset was declared in a way that cannot work; found when the definitions load."""
+
+    def __init__(self, asset: str, argument: str, problem: str, *, cure: str) -> None:
+        super().__init__(f"Asset {asset!r}, argument `{argument}`: {problem} {cure}")
+
+
+class UnsupportedOutputError(DeclarationError):
+    """An output model declares what the API cannot answer or a column cannot hold."""
+
+    def __init__(self, asset: str, *, field: str, problem: str, cure: str) -> None:
+        subject = f"the field `{field}`" if field else "the model"
+        super().__init__(asset, "output", f"{subject} {problem}.", cure=cure)
+
+
+class InvalidOutputError(ClaudeBatchError):
+    """One answer does not fit the output model; it becomes a failed row.
+
+    The message names at most five problems and shortens each: it never holds a whole answer.
+    """
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        shown, hidden = problems[:5], len(problems[5:])
+        more = [f"and {hidden} more"] if hidden else []
+        listed = "; ".join([*(problem[:200] for problem in shown), *more])
+        super().__init__(f"The answer does not fit `output`: {listed}")
+
+
+class SourceNotFoundError(ClaudeBatchError):
+    """The table or query to read does not exist or does not run."""
+
+    def __init__(self, asset: str, source: str, problem: str) -> None:
+        super().__init__(
+            f"The source {source} of asset {asset!r} cannot be read: {problem} Nothing was "
+            "submitted. Materialize the upstream asset first, or correct `source` or `query`."
+        )
+
+
+class MissingColumnError(ClaudeBatchError):
+    """An argument names a column that the source does not have."""
+
+    def __init__(self, asset: str, argument: str, column: str, columns: list[str]) -> None:
+        super().__init__(
+            f"Asset {asset!r}, argument `{argument}`: the source has no column {column!r}. "
+            f"It has {', '.join(columns)}. Nothing was submitted."
+        )
+
+
+class ColumnCollisionError(ClaudeBatchError):
+    """Two columns of the answers table would have one name."""
+
+    def __init__(self, asset: str, column: str, *, other: str) -> None:
+        super().__init__(
+            f"Asset {asset!r}: column {column!r} would stand beside {other} in the answers table, "
+            "under the same name (DuckDB does not distinguish case). Nothing was submitted. Rename "
+            "one of them, in `output` or by a `query` that selects it under another name."
+        )
+
+
+class ColumnTypeChangedError(ClaudeBatchError):
+    """A column exists with another type than the declaration now gives it."""
+
+    def __init__(self, table: str, column: str, *, is_type: str, should_be: str) -> None:
+        super().__init__(
+            f"Column {column!r} of {table} has the type {is_type}, but is now declared as "
+            f"{should_be}. Nothing was submitted. Alter the column yourself if its values can be "
+            "converted, give the field a new name, or move the table away to begin anew."
+        )
+
+
+class NullRowKeyError(ClaudeBatchError):
+    """Rows without an identity."""
+
+    def __init__(self, asset: str, columns: tuple[str, ...], count: int, examples: str) -> None:
+        super().__init__(
+            f"Asset {asset!r}: {count:,} rows have NULL in `row_key` ({', '.join(columns)}), "
+            f"such as {examples}. Nothing was submitted. Leave them out of the source with a "
+            "`query`, or choose other key columns."
+        )
+
+
+class DuplicateRowKeyError(ClaudeBatchError):
+    """Several rows of one partition with the same key."""
+
+    def __init__(self, asset: str, columns: tuple[str, ...], count: int, examples: str) -> None:
+        super().__init__(
+            f"Asset {asset!r}: {count:,} values of `row_key` ({', '.join(columns)}) stand in more "
+            f"than one row of their partition, such as {examples}. Nothing was submitted. Add "
+            "the column that tells these rows apart to `row_key`, or remove the duplicates."
+        )
+
+
+class OversizedRequestError(ClaudeBatchError):
+    """One row builds a request too large for any batch."""
+
+    def __init__(self, position: int, *, size: int, limit: int, row_key: str = "") -> None:
+        self.position = position
+        self.size = size
+        self.limit = limit
+        super().__init__(
+            f"The request for row {row_key or position} is {size:,} bytes, and one request may "
+            f"have {limit:,} at most. Nothing was submitted for these partitions. Shorten what "
+            "`prompt` builds for that row, or leave the row out of the source."
+        )
+
+
+class LedgerVersionError(ClaudeBatchError):
+    """The ledger was written by a newer version of this package."""
+
+    def __init__(self, found: int, *, known: int) -> None:
+        super().__init__(
+            f"The ledger in schema `claude_batch` has version {found}, and this version of "
+            f"dagster-claude-batch knows up to {known}. Nothing was read or changed. Upgrade "
+            "dagster-claude-batch where this code runs."
+        )
+
+
+class LostChunkError(ClaudeBatchError):
+    """A chunk was not in the state in which it had been left."""
+
+    def __init__(self, chunk_id: int, *, expected: str) -> None:
+        super().__init__(
+            f"Chunk {chunk_id} is no longer {expected!r}: another run works on it. This run "
+            "changed nothing; it will find the chunk's new state when it looks again."
+        )
+
+
+class DatabaseLockedError(ClaudeBatchError):
+    """Another process held the DuckDB file for too long."""
+
+    def __init__(self, holder: str, *, waited: float) -> None:
+        super().__init__(
+            f"The DuckDB file was locked by {holder} for {waited:.0f} s. Nothing was changed and "
+            "nothing is lost: materialize again once the file is free. DuckDB lets only one "
+            "process at a time open a file for writing; close interactive sessions on it."
+        )
+
+
+class ModelUnavailableError(ClaudeBatchError):
+    """The declared model cannot serve this asset."""
+
+    def __init__(self, asset: str, model: str, problem: str) -> None:
+        super().__init__(
+            f"Asset {asset!r}: model {model!r} {problem} Nothing was submitted. Change `model`."
+        )
+
+
+class SubmissionRefusedError(ClaudeBatchError):
+    """The API refused a batch, and would refuse it again."""
+
+    def __init__(self, asset: str, chunk_id: int, requests: int, reason: str) -> None:
+        super().__init__(
+            f"The API refused the batch for chunk {chunk_id} of asset {asset!r} ({requests:,} "
+            f"requests): {reason} This batch was not created and costs nothing; batches sent "
+            "earlier are collected by the next materialization. Correct the cause and materialize "
+            "again."
+        )
+
+
+class AccountHaltedError(ClaudeBatchError):
+    """The account, not a request, is at fault: no credit, a spend limit, a key without access."""
+
+    def __init__(self, asset: str, reason: str, *, unsent: int) -> None:
+        super().__init__(
+            f"Sending for asset {asset!r} stopped because of the account: {reason} {unsent:,} rows "
+            "were not sent and no attempt was counted; what had been sent has been collected. Put "
+            "the account in order (credit, spend limit, API key), then materialize again."
+        )
+
+
+class NoSensorError(ClaudeBatchError):
+    """Nobody would collect the results."""
+
+    def __init__(self, asset: str, problem: str) -> None:
+        super().__init__(
+            f"Asset {asset!r} waits for its batches by way of a sensor, but {problem} Nothing was "
+            "submitted. Add `claude_batch_sensor` to the `sensors` of your `Definitions` and "
+            'switch it on under Automation, or let the run itself wait with `wait="run"`.'
+        )
+
+
+class MaterializationDoneError(ClaudeBatchError):
+    """An automatic retry of a run whose materialization has come to its end."""
+
+    def __init__(self, asset: str, parent_run_id: str) -> None:
+        super().__init__(
+            f"This run is an automatic retry of run {parent_run_id}, whose materialization of "
+            f"asset {asset!r} is done: retrying by itself would only pay again, so nothing was "
+            "sent. Read why that run failed, then materialize the partition again."
+        )

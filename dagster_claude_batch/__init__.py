@@ -1,0 +1,25 @@
+"""Ask Claude about every row of a DuckDB table: partitioned Dagster assets over batches."""
+
+from importlib.metadata import version
+
+from dagster_shared.libraries import DagsterLibraryRegistry
+
+from dagster_claude_batch.assets import build_claude_batch_asset
+from dagster_claude_batch.config import ClaudeBatchConfig
+from dagster_claude_batch.errors import ClaudeBatchError
+from dagster_claude_batch.resource import ClaudeBatchResource, LocalClaudeBatchResource
+from dagster_claude_batch.sensor import build_claude_batch_sensor, claude_batch_sensor
+
+__version__ = version("dagster-claude-batch")
+
+__all__ = [
+    "ClaudeBatchConfig",
+    "ClaudeBatchError",
+    "ClaudeBatchResource",
+    "LocalClaudeBatchResource",
+    "build_claude_batch_asset",
+    "build_claude_batch_sensor",
+    "claude_batch_sensor",
+]
+
+DagsterLibraryRegistry.register("dagster-claude-batch", __version__, is_dagster_package=False)

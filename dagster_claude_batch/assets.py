@@ -1,0 +1,457 @@
+"""A declaration → an asset: checks what was declared, and wires the engine to Dagster."""
+
+import json
+import re
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import dagster as dg
+from anthropic.types.message_create_params import MessageCreateParamsNonStreaming
+from pydantic import BaseModel
+
+from dagster_claude_batch import finishing, partitions
+from dagster_claude_batch.advance import Engine
+from dagster_claude_batch.chunking import MAX_BATCH_REQUESTS, SizeLimits
+from dagster_claude_batch.config import ClaudeBatchConfig
+from dagster_claude_batch.declaration import Declaration
+from dagster_claude_batch.errors import DeclarationError
+from dagster_claude_batch.output import Output
+from dagster_claude_batch.planning import RunIdentity, refuse_collisions
+from dagster_claude_batch.prompt import RequestShape, Template
+from dagster_claude_batch.source import parse_query, parse_table_name
+from dagster_claude_batch.tables import TableName
+from dagster_claude_batch.waiting import materialize
+from dagster_claude_batch.warehouse import Connection, Warehouse
+
+if TYPE_CHECKING:
+    from dagster_claude_batch.resource import ClaudeBatchResource
+
+SourceLike = dg.AssetsDefinition | dg.AssetSpec | dg.SourceAsset | dg.AssetKey | Sequence[str] | str
+
+_RESERVED_PARAMS: Final = {
+    "model": "the argument `model`",
+    "max_tokens": "the argument `max_tokens`",
+    "messages": "the argument `prompt`",
+    "system": "the argument `system`",
+    "stream": "nothing: batches do not stream",
+    "speed": "nothing: batches have no speed",
+}
+
+
+@dataclass(frozen=True)
+class BatchAsset:
+    """A declared asset, and the names of the resources it works with."""
+
+    declaration: Declaration
+    partitions_def: dg.PartitionsDefinition | None
+    duckdb_resource: str
+    claude_resource: str
+    wait: Literal["sensor", "run"]
+    bound_resources: Mapping[str, dg.ResourceDefinition] = field(
+        default_factory=dict[str, dg.ResourceDefinition]
+    )
+
+    def resource_defs(self) -> Mapping[str, dg.ResourceDefinition]:
+        """The resources as the code location binds them."""
+        names = (self.duckdb_resource, self.claude_resource)
+        return {name: self.bound_resources[name] for name in names}
+
+
+_BATCH_ASSETS: Final["weakref.WeakKeyDictionary[object, BatchAsset]"] = weakref.WeakKeyDictionary()
+"""By op definition, which stays the same however often Dagster copies the asset around it."""
+
+
+def batch_asset(assets_def: dg.AssetsDefinition) -> BatchAsset | None:
+    """What was declared for an asset; None for an asset of another kind."""
+    if not assets_def.is_executable:
+        return None
+    return _BATCH_ASSETS.get(assets_def.node_def)
+
+
+def batch_assets_of(repository: dg.RepositoryDefinition) -> list[BatchAsset]:
+    """All batch assets of a code location, with their resources."""
+    found: dict[int, BatchAsset] = {}
+    for assets_def in repository.assets_defs_by_key.values():
+        asset = batch_asset(assets_def)
+        if asset is not None:
+            bound = dict(assets_def.resource_defs)
+            found[id(assets_def.node_def)] = BatchAsset(
+                **{**asset.__dict__, "bound_resources": bound}
+            )
+    return list(found.values())
+
+
+def engine_for(
+    asset: BatchAsset,
+    *,
+    duckdb: object,
+    claude: "ClaudeBatchResource",
+    run_id: str,
+    retry_of: str | None = None,
+    log: Any,  # noqa: ANN401  # Dagster's log manager is no logging.Logger to a type checker
+) -> Engine:
+    """Put a declaration to work with the resources of a run."""
+    return Engine(
+        asset.declaration,
+        Warehouse(
+            lambda: open_connection(duckdb),
+            lock_timeout_seconds=claude.lock_timeout_seconds,
+            log=log,
+        ),
+        claude,
+        RunIdentity(run_id, retry_of),
+        lambda keys: partitions.slices(asset.partitions_def, keys),
+        log=log,
+    )
+
+
+def open_connection(duckdb: Any) -> AbstractContextManager[Connection]:  # noqa: ANN401  # any resource that opens DuckDB
+    """Open what a resource yields: `get_connection()`, or `duckdb_connect()` of dagster-ducklake.
+
+    Raises:
+        TypeError: The resource has neither.
+    """
+    for name in ("get_connection", "duckdb_connect"):
+        opener = getattr(duckdb, name, None)
+        if opener is not None:
+            return opener()
+    raise TypeError(
+        f"The DuckDB resource is a {type(duckdb).__name__}, which has neither get_connection() "
+        "nor duckdb_connect(). Use dagster_duckdb.DuckDBResource."
+    )
+
+
+def build_claude_batch_asset(  # noqa: PLR0913  # a declaration is made of its arguments
+    key: str | Sequence[str] | dg.AssetKey,
+    *,
+    source: SourceLike | None = None,
+    query: str | None = None,
+    row_key: str | Sequence[str],
+    prompt: str,
+    output: type[BaseModel] | None = None,
+    model: str = "claude-haiku-5-5",
+    max_tokens: int = 1024,
+    system: str | Sequence[Mapping[str, Any]] | None = None,
+    params: Mapping[str, Any] | None = None,
+    include: Sequence[str] = (),
+    table: str | None = None,
+    partitions_def: dg.PartitionsDefinition | None = None,
+    partition_expr: partitions.PartitionExpr = None,
+    deps: Sequence[Any] | None = None,
+    chunk_size: int = 5_000,
+    max_attempts: int = 3,
+    max_failure_rate: float = 0.01,
+    wait: Literal["sensor", "run"] = "sensor",
+    duckdb_resource: str = "duckdb",
+    claude_resource: str = "claude_batch",
+    description: str | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    tags: Mapping[str, str] | None = None,
+    group_name: str | None = None,
+    owners: Sequence[str] | None = None,
+    kinds: set[str] | None = None,
+    code_version: str | None = None,
+    automation_condition: dg.AutomationCondition[Any] | None = None,
+    freshness_policy: dg.FreshnessPolicy | None = None,
+    backfill_policy: dg.BackfillPolicy | None = None,
+    retry_policy: dg.RetryPolicy | None = None,
+    op_tags: Mapping[str, Any] | None = None,
+    pool: str | None = None,
+) -> dg.AssetsDefinition:
+    """Build an asset whose rows are Claude's answers to the rows of a DuckDB table.
+
+    Materializing a partition sends its new, changed and failed rows in batches, waits without
+    occupying anything, and writes the answers to ``<schema>.<asset>`` and the rows that failed to
+    ``<schema>.<asset>_failures``, where the schema is the key's prefix or ``main``.
+
+    Args:
+        key: The asset's key; its last part names the tables.
+        source: What is asked about: an upstream asset, whose table is read, an asset key, or the
+            name of a table. Either this or ``query``.
+        query: A SELECT to ask about instead.
+        row_key: The column or columns that identify a row within its partition.
+        prompt: A template in which ``{{ column }}`` stands for a column of the source; all else
+            is text. A row with NULL in such a column is not asked, and fails as ``invalid_row``.
+        output: A Pydantic model: each answer is checked by it, and its fields become columns.
+            Without it, the answer's text is the column ``response``.
+        model: The model's id.
+        max_tokens: The most tokens of one answer. A truncated one is asked again with twice as
+            many, up to the model's own limit.
+        system: The system prompt, the same for all rows: text or a list of text blocks.
+        params: Any other parameter of the Messages API.
+        include: Columns of the source to carry over beside the answers.
+        table: Another name for the answers table, ``table`` or ``schema.table``.
+        partitions_def: How the asset is partitioned.
+        partition_expr: The column or SQL expression that is compared with the partition key, or
+            with the start and end of the time window; for multi-partitions a mapping from
+            dimension to expression.
+        deps: Further upstream assets.
+        chunk_size: Requests in a batch, 100,000 at most.
+        max_attempts: How often a row is sent within one materialization.
+        max_failure_rate: Share of rows, from 0 to 1, that may fail in a partition before it does.
+        wait: Who waits: ``"sensor"``, with no process and no run slot, or the ``"run"`` itself.
+        duckdb_resource: Key of the resource that opens the DuckDB database.
+        claude_resource: Key of the `ClaudeBatchResource`.
+        description: See `dagster.asset`, as for all arguments that follow.
+        metadata: Further definition metadata.
+        tags: Tags of the asset.
+        group_name: The asset's group.
+        owners: The asset's owners.
+        kinds: Instead of ``{"anthropic", "duckdb"}``.
+        code_version: The asset's code version.
+        automation_condition: When the asset is to be materialized by itself.
+        freshness_policy: When the asset counts as stale.
+        backfill_policy: How a backfill becomes runs.
+        retry_policy: Retries of the op within a run.
+        op_tags: Tags of the op.
+        pool: The op's own pool.
+
+    Raises:
+        DeclarationError: An argument cannot work; the message names it, and the cure.
+    """
+    asset_key = dg.AssetKey.from_coercible(key)
+    asset = asset_key.to_user_string()
+    columns = (row_key,) if isinstance(row_key, str) else tuple(row_key)
+    included = tuple(name for name in include if name not in columns)
+    described = Output.from_model(output, asset=asset)
+    refuse_collisions(asset, [*columns, *included], [each.name for each in described.columns])
+    answers = _answers_table(asset_key, table)
+    candidates, label, upstream = _source(asset, source, query)
+    declaration = Declaration(
+        asset=asset,
+        answers=answers,
+        source_label=label,
+        source_candidates=candidates,
+        query_relation=None if query is None else parse_query(asset, query),
+        row_key=_checked_columns(asset, "row_key", columns),
+        include=included,
+        partition_exprs=partitions.expressions(asset, partitions_def, partition_expr),
+        prompt=_template(asset, prompt),
+        output=described,
+        shape=_shape(asset, model, system, params, described),
+        max_tokens=_at_least_one(asset, "max_tokens", max_tokens),
+        max_attempts=_at_least_one(asset, "max_attempts", max_attempts),
+        max_failure_rate=_share(asset, max_failure_rate),
+        limits=SizeLimits(_chunk_size(asset, chunk_size)),
+        workspace=claude_resource,
+    )
+    spec = dg.AssetSpec(
+        asset_key,
+        deps=[*upstream, *(deps or ())],
+        skippable=True,
+        description=description,
+        metadata={**_metadata(declaration, partitions_def), **(metadata or {})},
+        tags=tags,
+        group_name=group_name,
+        owners=owners,
+        kinds=kinds if kinds is not None else {"anthropic", "duckdb"},
+        code_version=code_version,
+        automation_condition=automation_condition,
+        freshness_policy=freshness_policy,
+        partitions_def=partitions_def,
+    )
+    batch = BatchAsset(declaration, partitions_def, duckdb_resource, claude_resource, wait)
+
+    @dg.multi_asset(
+        name=_op_name(asset_key),
+        specs=[spec],
+        check_specs=finishing.check_specs(asset_key, declaration),
+        can_subset=True,
+        required_resource_keys={duckdb_resource, claude_resource},
+        backfill_policy=backfill_policy,
+        retry_policy=retry_policy,
+        op_tags=op_tags,
+        pool=pool,
+    )
+    def compute(context: dg.AssetExecutionContext, config: ClaudeBatchConfig) -> Iterator[Any]:
+        yield from materialize(context, config, batch)
+
+    _BATCH_ASSETS[compute.node_def] = batch
+    return compute
+
+
+def _op_name(key: dg.AssetKey) -> str:
+    """A valid name for the op; keys that differ only in odd characters stay apart."""
+    plain = "__".join(key.path)
+    name = re.sub(r"[^A-Za-z0-9_]", "_", plain)
+    return name if name == plain else f"{name}_{sha256(plain.encode()).hexdigest()[:8]}"
+
+
+def _answers_table(key: dg.AssetKey, table: str | None) -> TableName:
+    schema = key.path[-2] if len(key.path) > 1 else "main"
+    if table is None:
+        return TableName(key.path[-1], schema)
+    named = parse_table_name(table)
+    if named is None:
+        raise DeclarationError(
+            key.to_user_string(),
+            "table",
+            f"{table!r} is no table name.",
+            cure='Write `table` or `schema.table`, with "double quotes" round odd names.',
+        )
+    return TableName(named.name, named.schema or schema, named.database)
+
+
+def _source(
+    asset: str, source: SourceLike | None, query: str | None
+) -> tuple[tuple[TableName, ...], str, list[Any]]:
+    """Where to look for the source's table, what to call it, and which upstream assets it is."""
+    if (source is None) == (query is None):
+        raise DeclarationError(
+            asset, "source", "exactly one of `source` and `query` is needed.", cure="Pass one."
+        )
+    if source is None:
+        return (), "query", []
+    if isinstance(source, str):
+        named = parse_table_name(source)
+        if named is None:
+            raise DeclarationError(
+                asset,
+                "source",
+                f"{source!r} is no table name.",
+                cure='Write `table` or `schema.table`, with "double quotes" round odd names.',
+            )
+        return (named,), str(named), []
+    key, metadata = _key_and_metadata(asset, source)
+    return (
+        _tables_of(key, metadata),
+        key.to_user_string(),
+        [source if not isinstance(source, Sequence) else key],
+    )
+
+
+def _key_and_metadata(
+    asset: str,
+    source: dg.AssetsDefinition | dg.AssetSpec | dg.SourceAsset | dg.AssetKey | Sequence[str],
+) -> tuple[dg.AssetKey, Mapping[str, Any]]:
+    if isinstance(source, dg.AssetsDefinition):
+        if len(source.keys) != 1:
+            raise DeclarationError(
+                asset,
+                "source",
+                "this definition has several assets.",
+                cure="Pass the `AssetKey` of one of them.",
+            )
+        return source.key, source.metadata_by_key.get(source.key, {})
+    if isinstance(source, dg.AssetSpec | dg.SourceAsset):
+        return source.key, source.metadata
+    return dg.AssetKey.from_coercible(source), {}
+
+
+def _tables_of(key: dg.AssetKey, metadata: Mapping[str, Any]) -> tuple[TableName, ...]:
+    """Where the table of an asset is: as its metadata says, else as IO managers place it."""
+    declared = getattr(
+        metadata.get("dagster/table_name"), "value", metadata.get("dagster/table_name")
+    )
+    if isinstance(declared, str) and (named := parse_table_name(declared)):
+        return (named,)
+    schema = getattr(metadata.get("schema"), "value", metadata.get("schema"))
+    name = key.path[-1]
+    if isinstance(schema, str):
+        return (TableName(name, schema),)
+    if len(key.path) > 1:
+        return (TableName(name, key.path[-2]),)
+    return (TableName(name, "main"), TableName(name, "public"))
+
+
+def _checked_columns(asset: str, argument: str, columns: tuple[str, ...]) -> tuple[str, ...]:
+    folded = [name.casefold() for name in columns]
+    if not columns or len(set(folded)) < len(columns):
+        raise DeclarationError(
+            asset, argument, "one or more different columns are needed.", cure="Name them."
+        )
+    return columns
+
+
+def _template(asset: str, prompt: str) -> Template:
+    template = Template.parse(prompt)
+    if not template.columns:
+        raise DeclarationError(
+            asset,
+            "prompt",
+            "it names no column, so that each row would be asked the same.",
+            cure="Write {{ column }} where a column's value belongs.",
+        )
+    return template
+
+
+def _shape(
+    asset: str,
+    model: str,
+    system: str | Sequence[Mapping[str, Any]] | None,
+    params: Mapping[str, Any] | None,
+    output: Output,
+) -> RequestShape:
+    given = dict(params or {})
+    known = set(MessageCreateParamsNonStreaming.__annotations__) | {"temperature", "top_p", "top_k"}
+    for name in given:
+        if name in _RESERVED_PARAMS:
+            raise DeclarationError(
+                asset, "params", f"{name!r} is not for here.", cure=f"Use {_RESERVED_PARAMS[name]}."
+            )
+        if name not in known:
+            raise DeclarationError(
+                asset,
+                "params",
+                f"the Messages API has no parameter {name!r}.",
+                cure="Correct its name, or upgrade `anthropic`.",
+            )
+    blocks = system if system is None or isinstance(system, str) else [dict(b) for b in system]
+    try:
+        json.dumps([given, blocks])
+    except (TypeError, ValueError) as error:
+        raise DeclarationError(
+            asset, "params", f"it cannot be written as JSON ({error}).", cure="Use plain values."
+        ) from error
+    return RequestShape(model, blocks, given, output.schema, output.declared_schema)
+
+
+def _at_least_one(asset: str, argument: str, value: int) -> int:
+    if value < 1:
+        raise DeclarationError(asset, argument, f"{value} is too little.", cure="Use 1 or more.")
+    return value
+
+
+def _chunk_size(asset: str, value: int) -> int:
+    if not 1 <= value <= MAX_BATCH_REQUESTS:
+        raise DeclarationError(
+            asset,
+            "chunk_size",
+            f"{value:,} requests do not make a batch.",
+            cure=f"Use 1 to {MAX_BATCH_REQUESTS:,}.",
+        )
+    return value
+
+
+def _share(asset: str, value: float) -> float:
+    if not 0 <= value <= 1:
+        raise DeclarationError(
+            asset, "max_failure_rate", f"{value} is no share.", cure="Use 0 to 1: 0.01 is 1 %."
+        )
+    return value
+
+
+def _metadata(
+    declaration: Declaration, partitions_def: dg.PartitionsDefinition | None
+) -> dict[str, Any]:
+    """Definition metadata that lets DuckDB IO managers find and read the answers."""
+    metadata: dict[str, Any] = {
+        "schema": declaration.answers.schema,
+        "dagster/table_name": str(declaration.answers),
+        "dagster/column_schema": dg.TableSchema(
+            columns=[
+                dg.TableColumn(column.name, column.type, column.description)
+                for column in declaration.output.columns
+            ]
+        ),
+        "failures_table": str(declaration.failures),
+        "model": declaration.shape.model,
+    }
+    expression = partitions.partition_expr_of_answers(partitions_def)
+    if expression is not None:
+        metadata["partition_expr"] = expression
+    return metadata

@@ -1,0 +1,26 @@
+"""What a run may be asked for, in the launchpad or as run config."""
+
+from typing import Literal
+
+import dagster as dg
+from pydantic import Field
+
+
+class ClaudeBatchConfig(dg.Config):
+    """Run config of a batch asset's op. A run that joins an open materialization keeps its plan."""
+
+    refresh: bool = Field(
+        default=False,
+        description="Ask every row again, also those whose answer is still valid. Costs as much "
+        "as the first time.",
+    )
+    retry_failed: Literal["retryable", "all", "none"] = Field(
+        default="retryable",
+        description="Which rows that failed in earlier materializations are asked again, although "
+        "they have not changed: those whose failure may pass, all, or none.",
+    )
+    wait: Literal["declared", "sensor", "run"] = Field(
+        default="declared",
+        description="Who waits for the batches: the sensor, while nothing is running, or this run "
+        "itself. By default what the asset declares.",
+    )

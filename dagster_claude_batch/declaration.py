@@ -1,0 +1,42 @@
+"""What was declared for one asset, checked; the engine knows nothing else of its user."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from dagster_claude_batch.chunking import SizeLimits
+from dagster_claude_batch.output import Output
+from dagster_claude_batch.prompt import RequestShape, Template
+from dagster_claude_batch.tables import TableName
+
+
+@dataclass(frozen=True, kw_only=True)
+class Declaration:
+    """One asset's table, prompt, output and limits.
+
+    ``source_candidates`` are looked for in turn; with ``query_relation``, a SELECT in
+    parentheses, there are none. ``partition_exprs`` has one SQL expression a dimension, none when
+    the asset is not partitioned. ``workspace`` names the resource whose API window is shared.
+    """
+
+    asset: str
+    answers: TableName
+    source_label: str
+    source_candidates: tuple[TableName, ...] = ()
+    query_relation: str | None = None
+    row_key: tuple[str, ...]
+    include: tuple[str, ...] = ()
+    partition_exprs: tuple[str, ...] = ()
+    prompt: Template
+    output: Output
+    shape: RequestShape
+    max_tokens: int
+    max_attempts: int = 3
+    max_failure_rate: float = 0.01
+    limits: SizeLimits
+    workspace: str
+    descriptions: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    @property
+    def failures(self) -> TableName:
+        """The failures table, beside the answers."""
+        return self.answers.renamed(f"{self.answers.name}_failures")

@@ -1,0 +1,295 @@
+"""What is due: the rows that a materialization asks about, and asks again."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final, Literal
+
+from dagster_claude_batch import ledger
+from dagster_claude_batch.declaration import Declaration
+from dagster_claude_batch.departed import move_to_departed, welcome_back
+from dagster_claude_batch.errors import DuplicateRowKeyError, NullRowKeyError
+from dagster_claude_batch.identifiers import quote_identifier
+from dagster_claude_batch.ledger import LedgerAsset, Materialization
+from dagster_claude_batch.matching import (
+    our_columns,
+    our_keys_as_selected,
+    ours_is_ours,
+    selected_columns,
+    selected_is_ours,
+    selected_is_selected,
+    selected_keys,
+)
+from dagster_claude_batch.outcomes import next_max_tokens
+from dagster_claude_batch.source import PartitionSlice, find_source, select_rows
+from dagster_claude_batch.warehouse import Connection, row, rows
+
+DUE: Final = "temp.claude_batch_due"
+"""The relation that the functions here leave behind: a selected relation with ``hash``, ``bytes``
+(of the prompt as JSON), ``attempt``, ``max_tokens`` and ``place`` (among the rows of one attempt
+and one `max_tokens`)."""
+
+_ROWS: Final = "temp.claude_batch_rows"
+_CHOSEN: Final = "temp.claude_batch_chosen"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where the planning of one materialization takes place."""
+
+    connection: Connection
+    declaration: Declaration
+    registered: LedgerAsset
+    materialization: Materialization
+    now: datetime
+
+    @property
+    def scope(self) -> dict[str, object]:
+        """Parameters of `in_scope`."""
+        keys = [key for key in self.materialization.partitions if key is not None]
+        return {"all_rows": self.materialization.partitions == (None,), "partitions": keys}
+
+    def read_rows(self, slices: Sequence[PartitionSlice], *, only: str | None = None) -> None:
+        """Render the source's rows into ``claude_batch_rows``, without keeping the prompts."""
+        source = find_source(self.connection, self.declaration)
+        query = select_rows(self.connection, self.declaration, source, slices, only=only)
+        self.connection.execute(
+            f"CREATE OR REPLACE TEMP TABLE claude_batch_rows AS "
+            f"SELECT * EXCLUDE (prompt), strlen(to_json(prompt)) AS bytes FROM ({query.sql})",
+            dict(query.parameters),
+        )
+
+
+def in_scope(ours: str) -> str:
+    """A condition on one of our tables: the row belongs to the materialization's partitions."""
+    return f"($all_rows OR {ours}._partition IN (SELECT unnest($partitions::VARCHAR[])))"
+
+
+def choose_first(plan: Plan, slices: Sequence[PartitionSlice]) -> None:
+    """Fix the materialization's set of rows, and settle all that needs no asking.
+
+    Raises:
+        NullRowKeyError, DuplicateRowKeyError: Nothing was planned.
+    """
+    plan.read_rows(slices)
+    _check_keys(plan)
+    _let_rows_depart(plan)
+    if not plan.materialization.config.refresh:
+        welcome_back(plan.connection, plan.declaration, _ROWS, plan.now)
+    _refresh_include(plan)
+    _fail_invalid_rows(plan)
+    _choose(plan)
+
+
+def choose_retries(plan: Plan, slices: Sequence[PartitionSlice]) -> int:
+    """Choose the failures that get another attempt; how many there are.
+
+    Rows that have left the source are not asked again, rows that changed are asked as they are.
+    """
+    if not _choose_failed(plan):
+        return 0
+    plan.read_rows(slices, only=_CHOSEN)
+    _fail_invalid_rows(plan)
+    same = selected_is_selected(plan.declaration, "r", "chosen")
+    plan.connection.execute(
+        f"""
+        CREATE OR REPLACE TEMP TABLE claude_batch_due AS
+        SELECT r.*, chosen.attempt, chosen.max_tokens, row_number() OVER (
+            PARTITION BY chosen.attempt, chosen.max_tokens) - 1 AS place
+        FROM {_ROWS} AS r JOIN {_CHOSEN} AS chosen ON {same} WHERE r.hash IS NOT NULL
+        """
+    )
+    (count,) = row(plan.connection, f"SELECT count(*) FROM {DUE}")
+    return int(count)
+
+
+def choose_again(plan: Plan, chunk: ledger.Chunk, slices: Sequence[PartitionSlice]) -> None:
+    """Choose what is still to be asked of a planned chunk's rows, which have changed since."""
+    keys = our_keys_as_selected(plan.declaration, "q")
+    plan.connection.execute(
+        f"CREATE OR REPLACE TEMP TABLE claude_batch_chosen AS SELECT {keys}, "
+        f"_partition AS partition FROM {plan.registered.requests.sql} AS q "
+        "WHERE _chunk_id = $chunk_id",
+        {"chunk_id": chunk.chunk_id},
+    )
+    plan.read_rows(slices, only=_CHOSEN)
+    _fail_invalid_rows(plan)
+    known = selected_is_ours(plan.declaration, "r", "a")
+    plan.connection.execute(
+        f"""
+        CREATE OR REPLACE TEMP TABLE claude_batch_due AS
+        SELECT r.*, $attempt::INTEGER AS attempt, $max_tokens::BIGINT AS max_tokens,
+            row_number() OVER () - 1 AS place
+        FROM {_ROWS} AS r WHERE r.hash IS NOT NULL AND ($refresh OR NOT EXISTS (
+            SELECT 1 FROM {plan.declaration.answers.sql} AS a
+            WHERE {known} AND a._request_hash = r.hash))
+        """,
+        {
+            "attempt": chunk.attempt,
+            "max_tokens": chunk.max_tokens,
+            "refresh": plan.materialization.config.refresh,
+        },
+    )
+
+
+def _check_keys(plan: Plan) -> None:
+    """Refuse rows without an identity of their own."""
+    declaration, connection = plan.declaration, plan.connection
+    keys = selected_keys(declaration).split(", ")
+    null = f"{_ROWS} WHERE {' OR '.join(f'{key} IS NULL' for key in keys)}"
+    (nulls,) = row(connection, f"SELECT count(*) FROM {null}")
+    if nulls:
+        shown = row_examples(connection, declaration, null)
+        raise NullRowKeyError(declaration.asset, declaration.row_key, nulls, shown)
+    several = f"(SELECT {', '.join(keys)}, partition FROM {_ROWS} GROUP BY ALL HAVING count(*) > 1)"
+    (duplicates,) = row(connection, f"SELECT count(*) FROM {several}")
+    if duplicates:
+        shown = row_examples(connection, declaration, several)
+        raise DuplicateRowKeyError(declaration.asset, declaration.row_key, duplicates, shown)
+
+
+def row_examples(connection: Connection, declaration: Declaration, relation: str) -> str:
+    """A few row keys with their partition, to be read by a person."""
+    keys = selected_keys(declaration)
+    shown: list[str] = []
+    for partition, *values in rows(connection, f"SELECT partition, {keys} FROM {relation} LIMIT 5"):
+        pairs = zip(declaration.row_key, values, strict=True)
+        key = ", ".join(f"{name}={value!r}" for name, value in pairs)
+        shown.append(f"({key})" + (f" in partition {partition!r}" if partition else ""))
+    return "; ".join(shown)
+
+
+def _let_rows_depart(plan: Plan) -> None:
+    """Move answers of rows that left the source aside, and forget such rows' failures."""
+    stays = f"SELECT 1 FROM {_ROWS} AS r WHERE {selected_is_ours(plan.declaration, 'r', 'here')}"
+    gone = f"{in_scope('here')} AND NOT EXISTS ({stays})"
+    partitions = [key for key in plan.materialization.partitions if key is not None]
+    condition = gone.replace("$all_rows", "true" if not partitions else "false")
+    move_to_departed(plan.connection, plan.declaration, condition, plan.now, partitions=partitions)
+    plan.connection.execute(
+        f"DELETE FROM {plan.declaration.failures.sql} AS here WHERE {gone}", plan.scope
+    )
+
+
+def _refresh_include(plan: Plan) -> None:
+    """Let `include` columns follow the source, for they are no part of the question."""
+    include = plan.declaration.include
+    if not include:
+        return
+    pairs = [(quote_identifier(name), f"r.i{number}") for number, name in enumerate(include)]
+    assigned = ", ".join(f"{name} = {value}" for name, value in pairs)
+    differs = " OR ".join(f"here.{name} IS DISTINCT FROM {value}" for name, value in pairs)
+    same = selected_is_ours(plan.declaration, "r", "here")
+    for table in (plan.declaration.answers.sql, plan.declaration.failures.sql):
+        plan.connection.execute(
+            f"UPDATE {table} AS here SET {assigned} FROM {_ROWS} AS r WHERE {same} AND ({differs})"
+        )
+
+
+def _fail_invalid_rows(plan: Plan) -> None:
+    """Let rows that cannot be asked be failures, where they are not already."""
+    failures = plan.declaration.failures.sql
+    invalid = f"(SELECT * FROM {_ROWS} WHERE reason IS NOT NULL)"
+    same = selected_is_ours(plan.declaration, "r", "here")
+    this_row = f"SELECT 1 FROM {invalid} AS r WHERE {same}"
+    move_to_departed(plan.connection, plan.declaration, f"EXISTS ({this_row})", plan.now)
+    plan.connection.execute(
+        f"DELETE FROM {failures} AS here WHERE EXISTS ({this_row} "
+        "AND (here._error_type <> 'invalid_row' OR here._error_message <> r.reason))"
+    )
+    plan.connection.execute(
+        f"""
+        INSERT INTO {failures} ({our_columns(plan.declaration)}, _partition, _error_type,
+            _error_message, _retryable, _attempts, _input_tokens, _output_tokens,
+            _cache_read_tokens, _cache_write_tokens, _cost_usd, _failed_at)
+        SELECT {selected_columns(plan.declaration)}, partition, 'invalid_row', reason, false,
+            0, 0, 0, 0, 0, 0, $now
+        FROM {invalid} AS r WHERE NOT EXISTS (SELECT 1 FROM {failures} AS here WHERE {same})
+        """,
+        {"now": plan.now},
+    )
+
+
+def _choose(plan: Plan) -> None:
+    """Choose the rows to ask: new, changed, failed as configured; with `refresh`, all of them."""
+    declaration, config = plan.declaration, plan.materialization.config
+    failed_again: dict[Literal["retryable", "all", "none"], str] = {
+        "retryable": "f._retryable",
+        "all": "true",
+        "none": "false",
+    }
+    asked = (
+        "a._request_hash IS DISTINCT FROM r.hash AND (f._request_hash IS DISTINCT FROM r.hash "
+        f"OR {failed_again[config.retry_failed]})"
+    )
+    out = f"""
+        SELECT q.* FROM {plan.registered.requests.sql} AS q WHERE q._chunk_id IN (
+            SELECT chunk_id FROM claude_batch.chunks WHERE asset = $asset
+                AND state IN (SELECT unnest($out)))
+    """
+    plan.connection.execute(
+        f"""
+        CREATE OR REPLACE TEMP TABLE claude_batch_due AS
+        SELECT r.*, 1 AS attempt, $max_tokens::BIGINT AS max_tokens,
+            row_number() OVER () - 1 AS place
+        FROM {_ROWS} AS r
+        LEFT JOIN {declaration.answers.sql} AS a ON {selected_is_ours(declaration, "r", "a")}
+        LEFT JOIN {declaration.failures.sql} AS f ON {selected_is_ours(declaration, "r", "f")}
+        WHERE r.hash IS NOT NULL AND ({"true" if config.refresh else asked})
+            AND NOT EXISTS (
+                SELECT 1 FROM ({out}) AS o WHERE {selected_is_ours(declaration, "r", "o")})
+        """,
+        {
+            "asset": declaration.asset,
+            "out": list(ledger.OUT),
+            "max_tokens": declaration.max_tokens,
+        },
+    )
+
+
+def _choose_failed(plan: Plan) -> int:
+    """Choose the last attempts that failed and may end differently; how many there are.
+
+    What a person cancelled is not sent again by itself, unless an earlier materialization, which
+    the cancelling was meant for, has sent it.
+    """
+    later = ours_is_ours(plan.declaration, "f", "later")
+    plan.connection.execute(
+        f"""
+        CREATE OR REPLACE TEMP TABLE claude_batch_chosen AS
+        WITH sent AS (
+            SELECT q.*, c.max_tokens, c.adopted FROM {plan.registered.requests.sql} AS q
+            JOIN claude_batch.chunks AS c ON c.chunk_id = q._chunk_id
+            WHERE c.materialization_id = $materialization_id
+        )
+        SELECT {our_keys_as_selected(plan.declaration, "f")}, f._partition AS partition,
+            f._attempt + 1 AS attempt, f._outcome AS outcome, f.max_tokens
+        FROM sent AS f
+        WHERE f._retryable AND f._attempt < $max_attempts
+            AND (f._outcome <> 'canceled' OR f.adopted) AND {in_scope("f")}
+            AND NOT EXISTS (
+                SELECT 1 FROM sent AS later WHERE later._attempt > f._attempt AND {later})
+        """,
+        {
+            **plan.scope,
+            "max_attempts": plan.declaration.max_attempts,
+            "materialization_id": plan.materialization.materialization_id,
+        },
+    )
+    _raise_max_tokens(plan)
+    (count,) = row(plan.connection, f"SELECT count(*) FROM {_CHOSEN}")
+    return int(count)
+
+
+def _raise_max_tokens(plan: Plan) -> None:
+    """Give truncated rows twice the room."""
+    limit = plan.materialization.model_max_tokens
+    for outcome, max_tokens in rows(
+        plan.connection, f"SELECT DISTINCT outcome, max_tokens FROM {_CHOSEN}"
+    ):
+        allowed = next_max_tokens(outcome, max_tokens=max_tokens, model_max_tokens=limit)
+        plan.connection.execute(
+            f"UPDATE {_CHOSEN} SET max_tokens = $allowed, outcome = NULL "
+            "WHERE outcome = $outcome AND max_tokens = $max_tokens",
+            {"allowed": allowed, "outcome": outcome, "max_tokens": max_tokens},
+        )

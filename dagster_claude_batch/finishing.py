@@ -1,0 +1,212 @@
+"""The end of a run: which partitions are materialized, which fail, and what is said of them."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
+from typing import Any, Final
+
+import dagster as dg
+
+from dagster_claude_batch.declaration import Declaration
+from dagster_claude_batch.report import PartitionReport
+
+EVERY_ROW_ANSWERED: Final = "every_row_answered"
+FAILURE_RATE: Final = "failure_rate"
+
+_IDS_SHOWN: Final = 20
+
+Metadata = dict[str, Any]
+
+
+def check_specs(key: dg.AssetKey, declaration: Declaration) -> list[dg.AssetCheckSpec]:
+    """The two checks that each batch asset has."""
+    return [
+        dg.AssetCheckSpec(
+            EVERY_ROW_ANSWERED,
+            asset=key,
+            description="Each row of the partition has an answer; a warning counts those that do "
+            f"not. They stand in {declaration.failures}, with the reason.",
+        ),
+        dg.AssetCheckSpec(
+            FAILURE_RATE,
+            asset=key,
+            description="At most the share of rows that `max_failure_rate` tolerates "
+            f"({declaration.max_failure_rate:.2%}) has failed.",
+        ),
+    ]
+
+
+def check_results(
+    key: dg.AssetKey, declaration: Declaration, reports: Sequence[PartitionReport]
+) -> list[dg.AssetCheckResult]:
+    """Judge a run's partitions together."""
+    failed = sum(report.failed for report in reports)
+    worst = max((report.failure_rate for report in reports), default=0.0)
+    by_type = _sum_by_type(reports)
+    return [
+        dg.AssetCheckResult(
+            asset_key=key,
+            check_name=EVERY_ROW_ANSWERED,
+            passed=failed == 0,
+            severity=dg.AssetCheckSeverity.WARN,
+            metadata={"failed_rows": failed, **{f"failed/{k}": v for k, v in by_type.items()}},
+        ),
+        dg.AssetCheckResult(
+            asset_key=key,
+            check_name=FAILURE_RATE,
+            passed=not any(_is_too_bad(declaration, report) for report in reports),
+            metadata={
+                "failure_rate": worst,
+                "max_failure_rate": declaration.max_failure_rate,
+            },
+        ),
+    ]
+
+
+def _sum_by_type(reports: Sequence[PartitionReport]) -> dict[str, int]:
+    summed: dict[str, int] = {}
+    for report in reports:
+        for error_type, count in report.failed_by_type.items():
+            summed[error_type] = summed.get(error_type, 0) + count
+    return summed
+
+
+def _is_too_bad(declaration: Declaration, report: PartitionReport) -> bool:
+    return report.failure_rate > declaration.max_failure_rate
+
+
+def finish(
+    context: dg.AssetExecutionContext,
+    key: dg.AssetKey,
+    declaration: Declaration,
+    reports: Sequence[PartitionReport],
+) -> Iterator[dg.MaterializeResult[Any] | dg.AssetCheckResult]:
+    """Materialize the good partitions, all at once, and fail for the others.
+
+    Raises:
+        dagster.Failure: A partition has failed, after the good ones were materialized.
+    """
+    checks = _selected(context, check_results(key, declaration, reports))
+    bad = [report for report in reports if _is_too_bad(declaration, report)]
+    if bad:
+        good = [report for report in reports if report not in bad]
+        yield from checks
+        for report in good:
+            context.log_event(
+                dg.AssetMaterialization(
+                    key, partition=report.partition, metadata=metadata_of(declaration, report)
+                )
+            )
+        raise dg.Failure(
+            _failure_message(declaration, bad, good),
+            metadata=_failure_metadata(declaration, bad),
+            allow_retries=False,
+        )
+    for report in reports:
+        metadata = metadata_of(declaration, report)
+        if report.partition is None:
+            context.add_asset_metadata(metadata, asset_key=key)
+        else:
+            context.add_asset_metadata(metadata, asset_key=key, partition_key=report.partition)
+    yield dg.MaterializeResult(asset_key=key)
+    yield from checks
+
+
+def _selected(
+    context: dg.AssetExecutionContext, results: Sequence[dg.AssetCheckResult]
+) -> list[dg.AssetCheckResult]:
+    names = {check.name for check in context.selected_asset_check_keys}
+    return [result for result in results if result.check_name in names]
+
+
+def _failure_message(
+    declaration: Declaration, bad: Sequence[PartitionReport], good: Sequence[PartitionReport]
+) -> str:
+    lines = [_of_partition(declaration, report) for report in bad]
+    if good:
+        names = ", ".join(str(report.partition) for report in good)
+        lines.append(f"Materialized all the same: {names}.")
+    lines.append(
+        f"All answers are in {declaration.answers}, the failed rows with their reasons in "
+        f"{declaration.failures}. Materializing again sends only the failures that may pass "
+        "(`_retryable`) and rows that changed; with `retry_failed: all` in the run config, all "
+        "failed rows. `max_failure_rate` tolerates a larger share."
+    )
+    return "\n".join(lines)
+
+
+def _of_partition(declaration: Declaration, report: PartitionReport) -> str:
+    name = f"partition {report.partition!r}" if report.partition is not None else "the asset"
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in report.failed_by_type.items())
+    return (
+        f"{report.failed:,} of {report.rows:,} rows of {name} failed ({report.failure_rate:.2%}, "
+        f"tolerated are {declaration.max_failure_rate:.2%}): {kinds}."
+    )
+
+
+def _failure_metadata(
+    declaration: Declaration, bad: Sequence[PartitionReport]
+) -> Mapping[str, Any]:
+    condition = " OR ".join(
+        "_partition IS NULL"
+        if report.partition is None
+        else "_partition = '" + report.partition.replace("'", "''") + "'"
+        for report in bad
+    )
+    sql = f"SELECT * FROM {declaration.failures.sql} WHERE {condition}"
+    return {
+        "failed_rows": sum(report.failed for report in bad),
+        "failures_sql": dg.MetadataValue.md(f"```sql\n{sql}\n```"),
+        **{f"failed/{kind}": count for kind, count in _sum_by_type(bad).items()},
+    }
+
+
+def metadata_of(declaration: Declaration, report: PartitionReport) -> Metadata:
+    """What a partition's materialization shows. Numbers are plotted over time."""
+    usage = report.usage
+    metadata: Metadata = {
+        "dagster/partition_row_count" if report.partition else "dagster/row_count": report.answered,
+        "rows": report.rows,
+        "answered": report.answered,
+        "failed": report.failed,
+        "failure_rate": report.failure_rate,
+        "requests_sent": report.sent,
+        "requests_retried": report.retried,
+        "anthropic.input_tokens": usage.input_tokens,
+        "anthropic.output_tokens": usage.output_tokens,
+        "anthropic.cache_read_tokens": usage.cache_read_tokens,
+        "anthropic.cache_write_tokens": usage.cache_write_tokens,
+        "waited_seconds": report.waited_seconds,
+        "batches": len(report.batch_ids),
+        "batch_ids": ", ".join(report.batch_ids[:_IDS_SHOWN])
+        + (" …" if len(report.batch_ids) > _IDS_SHOWN else ""),
+        "dagster/table_name": str(declaration.answers),
+        "failures_table": str(declaration.failures),
+        **{f"failed/{kind}": count for kind, count in report.failed_by_type.items()},
+    }
+    if report.kept_despite_failure:
+        metadata["earlier_answers_kept"] = report.kept_despite_failure
+    if usage.cost_usd is not None:
+        metadata["cost_usd"] = float(usage.cost_usd)
+        metadata["cost_usd_standard_price"] = float(usage.cost_usd * _STANDARD_TO_BATCH)
+    else:
+        metadata["cost_usd"] = "unknown: no batch price is known for this model"
+    if report.preview:
+        metadata["preview"] = _preview(report.preview)
+    return metadata
+
+
+_STANDARD_TO_BATCH: Final = Decimal(2)
+"""A batch costs half of the standard price, for input and output alike."""
+
+
+def _preview(preview: Sequence[Mapping[str, Any]]) -> dg.MetadataValue[Any]:
+    names = list(preview[0])
+    table = [names, ["---"] * len(names)]
+    table += [[_cell(values[name]) for name in names] for values in preview]
+    return dg.MetadataValue.md("\n".join(f"| {' | '.join(cells)} |" for cells in table))
+
+
+def _cell(value: object) -> str:
+    """A value as the text of a Markdown table's cell."""
+    text = "" if value is None else str(value)
+    return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")

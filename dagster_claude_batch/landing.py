@@ -1,0 +1,241 @@
+"""Results → answers and failures: one transaction, which may run twice and land once."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+import pyarrow as pa
+from anthropic.types.messages import MessageBatch
+
+from dagster_claude_batch import ledger
+from dagster_claude_batch.cost import batch_prices
+from dagster_claude_batch.declaration import Declaration
+from dagster_claude_batch.departed import move_to_departed
+from dagster_claude_batch.identifiers import quote_identifier
+from dagster_claude_batch.ledger import Chunk, LedgerAsset, Materialization
+from dagster_claude_batch.matching import our_columns, ours_is_ours
+from dagster_claude_batch.outcomes import is_halt, is_retryable
+from dagster_claude_batch.tables import ANSWER_COLUMNS, FAILURE_COLUMNS
+from dagster_claude_batch.warehouse import Connection, rows
+
+_LANDED = "temp.claude_batch_landed"
+
+
+@dataclass(frozen=True)
+class Landing:
+    """Everything about one chunk that has come back."""
+
+    chunk: Chunk
+    batch_id: str
+    counts: Mapping[str, int]
+    ended_at: datetime | None
+    staged: pa.Table
+    absent_as: str = "missing"
+
+
+def counts_of(batch: MessageBatch) -> dict[str, int]:
+    """The final counts by result type."""
+    return batch.request_counts.model_dump(include={"succeeded", "errored", "canceled", "expired"})
+
+
+def land(  # noqa: PLR0913  # what came back, and where it belongs
+    connection: Connection,
+    declaration: Declaration,
+    registered: LedgerAsset,
+    materialization: Materialization,
+    landing: Landing,
+    now: datetime,
+) -> None:
+    """Write the outcomes of one chunk.
+
+    Raises:
+        LostChunkError: It has been landed before; nothing changes.
+    """
+    chunk = landing.chunk
+    ledger.mark_landed(connection, chunk, landing.counts, ended_at=landing.ended_at, now=now)
+    _gather(connection, declaration, registered, landing)
+    _judge_retries(connection, chunk, materialization)
+    _note_usage(connection, registered, chunk)
+    _add_earlier_attempts(connection, declaration, registered, chunk)
+    _write_answers(connection, declaration, now)
+    _write_failures(connection, declaration, now)
+
+
+def _gather(
+    connection: Connection,
+    declaration: Declaration,
+    registered: LedgerAsset,
+    landing: Landing,
+) -> None:
+    """Put each request beside its result; one without is missing."""
+    prices = batch_prices(declaration.shape.model)
+    cost = (
+        "NULL"
+        if prices is None
+        else prices.sql(
+            input_tokens="s.input_tokens",
+            output_tokens="s.output_tokens",
+            cache_read_tokens="s.cache_read_tokens",
+            cache_write_5m_tokens="s.cache_write_tokens - coalesce(s.cache_write_1h_tokens, 0)",
+            cache_write_1h_tokens="s.cache_write_1h_tokens",
+            web_searches="s.web_searches",
+        )
+    )
+    keys = ", ".join(
+        f"q.{quote_identifier(name)}" for name in (*declaration.row_key, *declaration.include)
+    )
+    # An error, a cancellation and an expiry cost nothing; what has no line may have cost anything.
+    unbilled = "s.outcome IS NOT NULL AND s.stop_reason IS NULL AND s.input_tokens IS NULL"
+    connection.register("claude_batch_staged", landing.staged)
+    connection.execute(
+        f"""
+        CREATE OR REPLACE TEMP TABLE claude_batch_landed AS
+        SELECT {keys}, q._ordinal, q._partition, q._request_hash, q._attempt AS _attempts,
+            s.answer, CASE WHEN s.ordinal IS NULL THEN $absent_as ELSE s.outcome END AS _error_type,
+            CASE WHEN s.ordinal IS NULL THEN $absent_message ELSE s.error_message END
+                AS _error_message,
+            false AS _retryable, s.stop_reason AS _stop_reason, s.response AS _response,
+            coalesce(s.model, $model) AS _model,
+            coalesce(s.input_tokens, 0) AS _input_tokens,
+            coalesce(s.output_tokens, 0) AS _output_tokens,
+            coalesce(s.cache_read_tokens, 0) AS _cache_read_tokens,
+            coalesce(s.cache_write_tokens, 0) AS _cache_write_tokens,
+            CASE WHEN s.ordinal IS NULL THEN NULL WHEN {unbilled} THEN 0 ELSE {cost} END
+                AS _cost_usd,
+            $batch_id AS _batch_id, coalesce(s.custom_id, $nonce || '-' || q._ordinal) AS _custom_id,
+            s.request_id AS _request_id
+        FROM {registered.requests.sql} AS q
+        LEFT JOIN claude_batch_staged AS s ON s.ordinal = q._ordinal
+        WHERE q._chunk_id = $chunk_id
+        """,
+        {
+            "absent_as": landing.absent_as,
+            "absent_message": _ABSENT[landing.absent_as],
+            "model": declaration.shape.model,
+            "batch_id": landing.batch_id,
+            "nonce": landing.chunk.nonce or "",
+            "chunk_id": landing.chunk.chunk_id,
+        },
+    )
+    connection.unregister("claude_batch_staged")
+
+
+_ABSENT = {
+    "missing": "The batch has ended, but its results hold no line for this request.",
+    "results_expired": "The results were gone before they were collected.",
+}
+
+
+def _judge_retries(connection: Connection, chunk: Chunk, materialization: Materialization) -> None:
+    """Say for each kind of failure whether another attempt may end differently."""
+    kinds = rows(
+        connection,
+        f"SELECT DISTINCT _error_type, _error_message FROM {_LANDED} "
+        "WHERE _error_type = 'invalid_request_error'",
+    )
+    halts = [message for _, message in kinds if is_halt(message)]
+    types = rows(
+        connection, f"SELECT DISTINCT _error_type FROM {_LANDED} WHERE _error_type NOT NULL"
+    )
+    retryable = [
+        error_type
+        for (error_type,) in types
+        if is_retryable(
+            error_type,
+            max_tokens=chunk.max_tokens,
+            model_max_tokens=materialization.model_max_tokens,
+        )
+    ]
+    connection.execute(
+        f"UPDATE {_LANDED} SET _retryable = true WHERE _error_type IN (SELECT unnest($types)) "
+        "OR (_error_type = 'invalid_request_error' AND _error_message IN (SELECT unnest($halts)))",
+        {"types": [*retryable, ""], "halts": [*halts, ""]},
+    )
+
+
+def _note_usage(connection: Connection, registered: LedgerAsset, chunk: Chunk) -> None:
+    """Keep in the ledger what this attempt came to."""
+    usage = ", ".join(f"{name} = l.{name}" for name in ledger.USAGE_COLUMNS)
+    connection.execute(
+        f"UPDATE {registered.requests.sql} AS q SET _retryable = l._retryable, {usage}, "
+        f"_outcome = coalesce(l._error_type, 'answer') FROM {_LANDED} AS l "
+        "WHERE q._chunk_id = $chunk_id AND q._ordinal = l._ordinal",
+        {"chunk_id": chunk.chunk_id},
+    )
+
+
+def _add_earlier_attempts(
+    connection: Connection, declaration: Declaration, registered: LedgerAsset, chunk: Chunk
+) -> None:
+    """Let each row carry the usage of all its attempts in the materialization."""
+    if chunk.attempt == 1:
+        return
+    names = [quote_identifier(name) for name in declaration.row_key]
+    keys = ", ".join(f"q.{name}" for name in names)
+    sums = ", ".join(f"sum(q.{name}) AS {name}" for name in ledger.USAGE_COLUMNS)
+    added = ", ".join(f"{n} = l.{n} + coalesce(e.{n}, 0)" for n in ledger.USAGE_COLUMNS)
+    connection.execute(
+        f"""
+        UPDATE {_LANDED} AS l SET {added}
+        FROM (
+            SELECT {keys}, q._partition, {sums} FROM {registered.requests.sql} AS q
+            JOIN claude_batch.chunks AS c ON c.chunk_id = q._chunk_id
+            WHERE c.materialization_id = $materialization_id AND c.state = 'landed'
+                AND c.chunk_id <> $chunk_id
+            GROUP BY ALL
+        ) AS e
+        WHERE {ours_is_ours(declaration, "l", "e")}
+        """,
+        {"materialization_id": chunk.materialization_id, "chunk_id": chunk.chunk_id},
+    )
+
+
+def _write_answers(connection: Connection, declaration: Declaration, now: datetime) -> None:
+    """Replace what was known of the answered rows by their answers."""
+    same = ours_is_ours(declaration, "here", "l")
+    for table in (declaration.answers.sql, declaration.failures.sql):
+        connection.execute(
+            f"DELETE FROM {table} AS here WHERE EXISTS "
+            f"(SELECT 1 FROM {_LANDED} AS l WHERE l._error_type IS NULL AND {same})"
+        )
+    output = [quote_identifier(column.name) for column in declaration.output.columns]
+    own = [name for name in ANSWER_COLUMNS if name != "_answered_at"]
+    carried = [quote_identifier(name) for name in (*declaration.row_key, *declaration.include)]
+    connection.execute(
+        f"""
+        INSERT INTO {declaration.answers.sql} ({", ".join([*carried, *output, *own])}, _answered_at)
+        SELECT {", ".join([*carried, *(f"answer.{name}" for name in output), *own])}, $now
+        FROM (SELECT * REPLACE (json_transform_strict(answer, $structure) AS answer)
+              FROM {_LANDED} WHERE _error_type IS NULL) AS l
+        """,
+        {"now": now, "structure": declaration.output.transform_structure},
+    )
+
+
+def _write_failures(connection: Connection, declaration: Declaration, now: datetime) -> None:
+    """Let failures take the place of what was known, unless an earlier answer still holds.
+
+    It holds if the row has not changed (a refresh), or as long as another attempt will follow.
+    """
+    same = ours_is_ours(declaration, "here", "l")
+    follows = f"(l._retryable AND l._attempts < {int(declaration.max_attempts)})"
+    outdated = (
+        f"EXISTS (SELECT 1 FROM {_LANDED} AS l WHERE l._error_type IS NOT NULL AND NOT {follows} "
+        f"AND here._request_hash IS DISTINCT FROM l._request_hash AND {same})"
+    )
+    move_to_departed(connection, declaration, outdated, now)
+    connection.execute(
+        f"DELETE FROM {declaration.failures.sql} AS here WHERE EXISTS "
+        f"(SELECT 1 FROM {_LANDED} AS l WHERE l._error_type IS NOT NULL AND {same})"
+    )
+    own = ", ".join(name for name in FAILURE_COLUMNS if name != "_failed_at")
+    carried = our_columns(declaration)
+    connection.execute(
+        f"""
+        INSERT INTO {declaration.failures.sql} ({carried}, {own}, _failed_at)
+        SELECT {carried}, {own}, $now FROM {_LANDED} AS l
+        WHERE _error_type IS NOT NULL AND NOT EXISTS (
+            SELECT 1 FROM {declaration.answers.sql} AS here WHERE {same})
+        """,
+        {"now": now},
+    )

@@ -1,0 +1,84 @@
+"""What a result means: an answer, or a failure that is worth another attempt or not."""
+
+from typing import Final, Literal, TypeAlias, get_args
+
+ResultType: TypeAlias = Literal["succeeded", "errored", "canceled", "expired"]
+"""The result types of the API; anything else is an ``unrecognized_result``."""
+
+OwnErrorType: TypeAlias = Literal[
+    "expired",
+    "canceled",
+    "missing",
+    "refusal",
+    "max_tokens",
+    "pause_turn",
+    "model_context_window_exceeded",
+    "invalid_output",
+    "results_expired",
+    "unrecognized_result",
+    "invalid_row",
+]
+"""Why a row failed where the API itself reported no error for it.
+
+``missing`` has no line in the results; ``invalid_row`` was never sent.
+"""
+
+ANSWER_STOP_REASONS: Final = frozenset({"end_turn", "stop_sequence", "tool_use"})
+"""Stop reasons of a complete answer."""
+
+TRUNCATED: Final = "max_tokens"
+"""Worth another attempt only with more room, up to the model's own limit."""
+
+RETRYABLE: Final = frozenset(
+    {
+        # The API's own types: passing trouble on its side, not billed.
+        "api_error",
+        "overloaded_error",
+        "timeout_error",
+        "rate_limit_error",
+        # Ours.
+        "expired",
+        "canceled",
+        "missing",
+        "results_expired",
+        "invalid_output",
+        TRUNCATED,
+    }
+)
+"""Failures that the same request may not meet again."""
+
+HALT_MESSAGES: Final = ("credit balance is too low", "usage limit", "spend limit")
+"""Words of the API's messages that concern the account, whatever the error type says."""
+
+
+def is_halt(message: str | None) -> bool:
+    """Whether an error message says that the account, not the request, is at fault."""
+    text = (message or "").lower()
+    return any(words in text for words in HALT_MESSAGES)
+
+
+def failure_of_stop_reason(stop_reason: str | None) -> str | None:
+    """Why a succeeded result is no answer; None for one that is."""
+    if stop_reason in ANSWER_STOP_REASONS:
+        return None
+    if stop_reason in get_args(OwnErrorType):
+        return stop_reason
+    return "unrecognized_result"
+
+
+def is_retryable(error_type: str, *, max_tokens: int, model_max_tokens: int | None) -> bool:
+    """Whether another attempt may end differently.
+
+    ``max_tokens`` is what the failed attempt was allowed; ``model_max_tokens`` None when unknown.
+    """
+    if error_type == TRUNCATED:
+        return model_max_tokens is None or max_tokens < model_max_tokens
+    return error_type in RETRYABLE
+
+
+def next_max_tokens(error_type: str, *, max_tokens: int, model_max_tokens: int | None) -> int:
+    """What the next attempt is allowed: twice as much after a truncated answer."""
+    if error_type != TRUNCATED:
+        return max_tokens
+    doubled = 2 * max_tokens
+    return doubled if model_max_tokens is None else min(doubled, model_max_tokens)

@@ -1,0 +1,273 @@
+"""Joining or beginning a materialization, and putting what is due into chunks."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from dagster_claude_batch import ledger
+from dagster_claude_batch.chunking import SizeLimits, into_chunks
+from dagster_claude_batch.declaration import Declaration
+from dagster_claude_batch.due import (
+    DUE,
+    Plan,
+    choose_again,
+    choose_first,
+    choose_retries,
+    row_examples,
+)
+from dagster_claude_batch.errors import (
+    ColumnCollisionError,
+    MaterializationDoneError,
+    OversizedRequestError,
+)
+from dagster_claude_batch.ledger import Chunk, LedgerAsset, Materialization, MaterializationConfig
+from dagster_claude_batch.matching import our_columns, selected_columns
+from dagster_claude_batch.source import (
+    PartitionSlice,
+    SourceTable,
+    find_source,
+    include_types,
+    row_key_types,
+)
+from dagster_claude_batch.tables import (
+    ANSWER_COLUMNS,
+    FAILURE_COLUMNS,
+    OWN_COLUMNS,
+    create_schema,
+    grow_table,
+)
+from dagster_claude_batch.warehouse import Connection, read_arrow, rows
+
+_REQUEST_OVERHEAD: Final = 100
+"""Bytes of a request besides its parameters: the custom id and the JSON around it."""
+
+
+@dataclass(frozen=True)
+class RunIdentity:
+    """The run that asks; ``retry_of`` is set only where Dagster itself launched it as a retry."""
+
+    run_id: str
+    retry_of: str | None = None
+
+
+def attach(  # noqa: PLR0913  # what a run is, what it wants and when
+    connection: Connection,
+    declaration: Declaration,
+    run: RunIdentity,
+    slices: Sequence[PartitionSlice],
+    config: MaterializationConfig,
+    now: datetime,
+) -> list[Materialization]:
+    """Find what the run works on; join what is open for its partitions, and begin the rest.
+
+    Raises:
+        MaterializationDoneError: The run is an automatic retry, and there is nothing left to do.
+        SourceNotFoundError, MissingColumnError, NullRowKeyError, DuplicateRowKeyError,
+        ColumnCollisionError, ColumnTypeChangedError, OversizedRequestError: Nothing was planned.
+    """
+    ledger.open_ledger(connection, now)
+    known = _known_to_the_ledger(connection, declaration, run)
+    if not known:
+        known = _join_or_open(connection, declaration, slices, config, now)
+    ledger.attach_run(connection, declaration.asset, run.run_id, known, now)
+    return known
+
+
+def _known_to_the_ledger(
+    connection: Connection, declaration: Declaration, run: RunIdentity
+) -> list[Materialization]:
+    asset = declaration.asset
+    known = ledger.materializations_of_run(connection, asset, run.run_id)
+    if known or run.retry_of is None:
+        return known
+    of_parent = ledger.materializations_of_run(connection, asset, run.retry_of)
+    if of_parent and not any(each.state == "open" for each in of_parent):
+        raise MaterializationDoneError(asset, run.retry_of)
+    return of_parent
+
+
+def _join_or_open(
+    connection: Connection,
+    declaration: Declaration,
+    slices: Sequence[PartitionSlice],
+    config: MaterializationConfig,
+    now: datetime,
+) -> list[Materialization]:
+    source = find_source(connection, declaration)
+    registered = prepare_tables(connection, declaration, source)
+    ledger.claim_chunks(connection, registered, 0)
+    wanted = {part.key for part in slices}
+    joined = [
+        each
+        for each in ledger.open_materializations(connection, declaration.asset)
+        if wanted.intersection(each.partitions)
+    ]
+    taken = {key for each in joined for key in each.partitions}
+    left = [part for part in slices if part.key not in taken]
+    if not left:
+        return joined
+    keys = [part.key for part in left]
+    opened = ledger.open_materialization(connection, declaration.asset, keys, config, now)
+    ledger.adopt_chunks(connection, registered, opened)
+    plan = Plan(connection, declaration, registered, opened, now)
+    choose_first(plan, left)
+    _plan_chunks(plan)
+    return [*joined, opened]
+
+
+def prepare_tables(
+    connection: Connection, declaration: Declaration, source: SourceTable
+) -> LedgerAsset:
+    """Create or grow the answers, failures and requests tables.
+
+    Raises:
+        ColumnCollisionError: A column of the source and one of the output have one name.
+        ColumnTypeChangedError: A column exists with another type.
+    """
+    row_key, include = row_key_types(declaration, source), include_types(declaration, source)
+    output = {column.name: column.type for column in declaration.output.columns}
+    refuse_collisions(declaration.asset, [*row_key, *include], list(output))
+    for table, columns in (
+        (declaration.answers, {**row_key, **include, **output, **ANSWER_COLUMNS}),
+        (declaration.failures, {**row_key, **include, **FAILURE_COLUMNS}),
+    ):
+        create_schema(connection, table)
+        grow_table(connection, table, columns)
+    return ledger.register_asset(connection, declaration.asset, row_key=row_key, include=include)
+
+
+def refuse_collisions(asset: str, of_source: Sequence[str], of_output: Sequence[str]) -> None:
+    """Check that all columns of the answers table have names of their own.
+
+    Raises:
+        ColumnCollisionError: Two of them have one, whatever its case.
+    """
+    seen = {name.casefold(): "a column of this package's own" for name in OWN_COLUMNS}
+    for names, what in ((of_source, "a column of the source"), (of_output, "a field of `output`")):
+        for name in names:
+            if name.casefold() in seen:
+                raise ColumnCollisionError(asset, name, other=seen[name.casefold()])
+            seen[name.casefold()] = what
+
+
+def plan_retries(plan: Plan, slices: Sequence[PartitionSlice]) -> int:
+    """Plan another attempt for what failed and may end differently; how many rows."""
+    if not choose_retries(plan, slices):
+        return 0
+    return _plan_chunks(plan)
+
+
+def replan(plan: Plan, chunk: Chunk, slices: Sequence[PartitionSlice]) -> None:
+    """Plan a chunk anew whose rows have changed since; one without any left is dissolved.
+
+    Raises:
+        LostChunkError: It is not planned any more.
+    """
+    choose_again(plan, chunk, slices)
+    plan.connection.execute(
+        f"DELETE FROM {plan.registered.requests.sql} WHERE _chunk_id = $chunk_id",
+        {"chunk_id": chunk.chunk_id},
+    )
+    ledger.resize_chunk(plan.connection, chunk, requests=0, size=0)
+    _plan_chunks(plan)
+
+
+def _plan_chunks(plan: Plan) -> int:
+    """Group the due rows into chunks of one attempt and one `max_tokens` each; how many rows."""
+    planned = 0
+    groups = rows(
+        plan.connection,
+        f"SELECT attempt, max_tokens, count(*) FROM {DUE} GROUP BY ALL ORDER BY ALL",
+    )
+    for attempt, max_tokens, count in groups:
+        chunks = _chunks_of_group(plan, attempt, max_tokens)
+        for chunk in chunks:
+            ledger.insert_chunk(
+                plan.connection,
+                chunk,
+                asset=plan.declaration.asset,
+                workspace=plan.declaration.workspace,
+                now=plan.now,
+            )
+        _insert_requests(plan, chunks, attempt, max_tokens)
+        planned += int(count)
+    return planned
+
+
+def _chunks_of_group(plan: Plan, attempt: int, max_tokens: int) -> list[Chunk]:
+    sizes = _sizes_of_chunks(plan, attempt, max_tokens)
+    chunk_ids = ledger.claim_chunks(plan.connection, plan.registered, len(sizes))
+    return [
+        ledger.planned_chunk(
+            chunk_id,
+            plan.materialization.materialization_id,
+            attempt=attempt,
+            max_tokens=max_tokens,
+            requests=requests,
+            size=size,
+        )
+        for chunk_id, (requests, size) in zip(chunk_ids, sizes, strict=True)
+    ]
+
+
+def _limits_of_attempt(limits: SizeLimits, attempt: int) -> SizeLimits:
+    """Each further attempt goes in chunks of half the size."""
+    size = max(1, limits.chunk_size // 2 ** (attempt - 1))
+    return SizeLimits(size, limits.max_bytes, limits.max_request_bytes)
+
+
+def _sizes_of_chunks(plan: Plan, attempt: int, max_tokens: int) -> list[tuple[int, int]]:
+    """Number of requests and bytes of each chunk.
+
+    Raises:
+        OversizedRequestError: A row's request is too large, with the row's key.
+    """
+    around = plan.declaration.shape.around(max_tokens=max_tokens)
+    fixed = sum(len(part.encode()) for part in around) + _REQUEST_OVERHEAD
+    due = read_arrow(
+        plan.connection,
+        f"SELECT bytes FROM {DUE} WHERE attempt = $attempt AND max_tokens = $max_tokens "
+        "ORDER BY place",
+        {"attempt": attempt, "max_tokens": max_tokens},
+    )
+    sizes = (int(size) + fixed for batch in due for size in batch.column(0).to_pylist())
+    try:
+        chunks = into_chunks(sizes, _limits_of_attempt(plan.declaration.limits, attempt))
+        return [(len(positions), size) for positions, size in chunks]
+    except OversizedRequestError as error:
+        largest = f"{DUE} WHERE bytes = {error.size - fixed:d}"
+        raise OversizedRequestError(
+            error.position,
+            size=error.size,
+            limit=error.limit,
+            row_key=row_examples(plan.connection, plan.declaration, largest),
+        ) from None
+
+
+def _insert_requests(plan: Plan, chunks: Sequence[Chunk], attempt: int, max_tokens: int) -> None:
+    """Write the rows into their chunks, in the order in which their sizes were read."""
+    starts: list[int] = []
+    place = 0
+    for chunk in chunks:
+        starts.append(place)
+        place += chunk.requests
+    plan.connection.execute(
+        f"""
+        INSERT INTO {plan.registered.requests.sql} ({our_columns(plan.declaration)}, _chunk_id,
+            _ordinal, _position, _partition, _request_hash, _attempt)
+        SELECT {selected_columns(plan.declaration)}, b.chunk_id, due.place - b.start, 0,
+            due.partition, due.hash, due.attempt
+        FROM {DUE} AS due
+        ASOF JOIN (
+            SELECT unnest($chunk_ids::BIGINT[]) AS chunk_id, unnest($starts::BIGINT[]) AS start
+        ) AS b ON due.place >= b.start
+        WHERE due.attempt = $attempt AND due.max_tokens = $max_tokens
+        """,
+        {
+            "attempt": attempt,
+            "max_tokens": max_tokens,
+            "chunk_ids": [chunk.chunk_id for chunk in chunks],
+            "starts": starts,
+        },
+    )

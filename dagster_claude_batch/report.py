@@ -1,0 +1,174 @@
+"""How a run's partitions ended: counts, cost and a preview, read from the tables."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+
+from dagster_claude_batch.declaration import Declaration
+from dagster_claude_batch.identifiers import quote_identifier
+from dagster_claude_batch.ledger import LedgerAsset, Materialization
+from dagster_claude_batch.warehouse import Connection, row, rows
+
+PREVIEW_ROWS = 5
+_PREVIEW_CHARACTERS = 200
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What this materialization's requests for a partition came to; cost None if unknown."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cache_read_tokens: int = 0
+    cache_write_tokens: int = 0
+    cost_usd: Decimal | None = Decimal(0)
+
+
+@dataclass(frozen=True)
+class PartitionReport:
+    """One partition as its tables show it, and what this materialization did for it."""
+
+    partition: str | None
+    answered: int
+    failed_by_type: Mapping[str, int]
+    sent: int
+    retried: int
+    kept_despite_failure: int
+    usage: Usage
+    batch_ids: Sequence[str] = ()
+    waited_seconds: float = 0.0
+    preview: Sequence[Mapping[str, Any]] = field(default=())
+
+    @property
+    def failed(self) -> int:
+        """Rows without an answer."""
+        return sum(self.failed_by_type.values())
+
+    @property
+    def rows(self) -> int:
+        """Rows of the partition that have an outcome."""
+        return self.answered + self.failed
+
+    @property
+    def failure_rate(self) -> float:
+        """Share of rows without an answer; 0 for an empty partition."""
+        return self.failed / self.rows if self.rows else 0.0
+
+
+def report_on(
+    connection: Connection,
+    declaration: Declaration,
+    registered: LedgerAsset,
+    materializations: Sequence[Materialization],
+    partition: str | None,
+) -> PartitionReport:
+    """Read one partition's outcome."""
+    ids = [each.materialization_id for each in materializations]
+    answers = declaration.answers.sql
+    here = "_partition IS NOT DISTINCT FROM $partition"
+    bound = {"partition": partition}
+    (answered,) = row(connection, f"SELECT count(*) FROM {answers} WHERE {here}", bound)
+    failed = rows(
+        connection,
+        f"SELECT _error_type, count(*) FROM {declaration.failures.sql} WHERE {here} "
+        "GROUP BY ALL ORDER BY count(*) DESC, _error_type",
+        bound,
+    )
+    sent = _sent(connection, registered, ids, partition)
+    batch_ids, waited = _batches(connection, registered, ids, partition)
+    return PartitionReport(
+        partition,
+        answered,
+        dict(failed),
+        *sent[:2],
+        kept_despite_failure=_kept(connection, declaration, registered, ids, partition),
+        usage=Usage(*sent[2:]),
+        batch_ids=batch_ids,
+        waited_seconds=waited,
+        preview=_preview(connection, declaration, partition),
+    )
+
+
+_REQUESTS_HERE = """
+    FROM {requests} AS q JOIN claude_batch.chunks AS c ON c.chunk_id = q._chunk_id
+    WHERE c.materialization_id IN (SELECT unnest($ids::VARCHAR[])) AND c.state = 'landed'
+        AND q._partition IS NOT DISTINCT FROM $partition
+"""
+
+
+def _sent(
+    connection: Connection, registered: LedgerAsset, ids: Sequence[str], partition: str | None
+) -> tuple[Any, ...]:
+    found = row(
+        connection,
+        "SELECT count(*), count(*) FILTER (q._attempt > 1), "
+        "coalesce(sum(q._input_tokens), 0), coalesce(sum(q._output_tokens), 0), "
+        "coalesce(sum(q._cache_read_tokens), 0), coalesce(sum(q._cache_write_tokens), 0), "
+        "CASE WHEN count(*) FILTER (q._cost_usd IS NULL AND q._outcome <> 'missing') = 0 "
+        "THEN coalesce(sum(q._cost_usd), 0) END "
+        + _REQUESTS_HERE.format(requests=registered.requests.sql),
+        {"ids": list(ids), "partition": partition},
+    )
+    counts = [int(value) for value in found[:6]]
+    return (*counts, found[6])
+
+
+def _batches(
+    connection: Connection, registered: LedgerAsset, ids: Sequence[str], partition: str | None
+) -> tuple[list[str], float]:
+    """The batches that served a partition, and from the first sending to the last end."""
+    found: list[tuple[str, datetime | None, datetime | None]] = [
+        (str(batch_id), sending_at, ended_at)
+        for batch_id, sending_at, ended_at in rows(
+            connection,
+            "SELECT DISTINCT c.batch_id, c.sending_at, c.ended_at "
+            + _REQUESTS_HERE.format(requests=registered.requests.sql)
+            + " ORDER BY c.sending_at",
+            {"ids": list(ids), "partition": partition},
+        )
+    ]
+    begun = [moment for _, moment, _ in found if moment]
+    ended = [moment for _, _, moment in found if moment]
+    waited = (max(ended) - min(begun)).total_seconds() if begun and ended else 0.0
+    return [batch_id for batch_id, _, _ in found], max(0.0, waited)
+
+
+def _kept(
+    connection: Connection,
+    declaration: Declaration,
+    registered: LedgerAsset,
+    ids: Sequence[str],
+    partition: str | None,
+) -> int:
+    """Rows whose refresh failed while their earlier answer stayed."""
+    keys = " AND ".join(f"a.{n} = q.{n}" for n in map(quote_identifier, declaration.row_key))
+    (kept,) = row(
+        connection,
+        f"SELECT count(*) FROM {declaration.answers.sql} AS a WHERE "
+        "a._partition IS NOT DISTINCT FROM $partition AND EXISTS (SELECT 1 "
+        + _REQUESTS_HERE.format(requests=registered.requests.sql)
+        + f" AND {keys} AND q._outcome <> 'answer' AND NOT a._batch_id IN (SELECT batch_id "
+        "FROM claude_batch.chunks WHERE materialization_id IN (SELECT unnest($ids::VARCHAR[])) "
+        "AND batch_id IS NOT NULL))",
+        {"ids": list(ids), "partition": partition},
+    )
+    return int(kept)
+
+
+def _preview(
+    connection: Connection, declaration: Declaration, partition: str | None
+) -> list[dict[str, Any]]:
+    """The first answers, their key and output columns as short text."""
+    names = [*declaration.row_key, *(column.name for column in declaration.output.columns)]
+    columns = ", ".join(
+        f"left(CAST({quote_identifier(name)} AS VARCHAR), {_PREVIEW_CHARACTERS})" for name in names
+    )
+    found = rows(
+        connection,
+        f"SELECT {columns} FROM {declaration.answers.sql} "
+        f"WHERE _partition IS NOT DISTINCT FROM $partition LIMIT {PREVIEW_ROWS}",
+        {"partition": partition},
+    )
+    return [dict(zip(names, values, strict=True)) for values in found]

@@ -1,0 +1,251 @@
+"""The resources, and the only Anthropic client of this package."""
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
+from typing import IO, Any, Final
+
+import anthropic
+import dagster as dg
+import httpx2
+from anthropic.resources.messages.batches import Batches
+from anthropic.types import ModelInfo
+from anthropic.types.messages import (
+    DeletedMessageBatch,
+    MessageBatch,
+    MessageBatchIndividualResponse,
+)
+from anthropic.types.messages.batch_create_params import Request
+from pydantic import Field
+
+from dagster_claude_batch.simulator import Simulator, SimulatorTransport
+
+LIST_PAGE: Final = 1_000
+"""Batches in one page of `list`: the API's maximum."""
+
+RESULTS_LAST: Final = timedelta(days=29)
+"""How long results can be collected, counted from the creation of the batch."""
+
+_BODY_PIECE: Final = 2**20
+_LONGEST_QUEUED: Final = timedelta(hours=25)
+_FEW_BATCHES: Final = 5
+"""Up to here, asking for each batch costs less than listing all of them."""
+
+
+class ClaudeBatchResource(dg.ConfigurableResource[Any]):
+    """Anthropic's Message Batches API, with the credentials of one workspace.
+
+    Without ``api_key`` the SDK finds credentials itself: ``ANTHROPIC_API_KEY``, a profile, or
+    workload identity. The verbs also serve your own ops; they raise the SDK's errors.
+    """
+
+    api_key: str | None = Field(
+        default=None, description="An API key; left out, the SDK's own chain of credentials."
+    )
+    base_url: str | None = Field(default=None, description="Another address of the API.")
+    workspace_id: str | None = Field(
+        default=None, description="For credentials that can act on several workspaces."
+    )
+    max_in_flight_requests: int = Field(
+        default=100_000,
+        gt=0,
+        description="Requests that are out at the same time, over all assets of the database.",
+    )
+    poll_interval_seconds: float = Field(
+        default=60.0,
+        gt=0,
+        description="First pause between two looks at a batch; it widens to ten times as much.",
+    )
+    lock_timeout_seconds: float = Field(
+        default=600.0,
+        ge=0,
+        description="How long to wait for a DuckDB file that another process holds.",
+    )
+    timeout_seconds: float = Field(
+        default=600.0, gt=0, description="How long one call may take, an upload included."
+    )
+
+    @cached_property
+    def client(self) -> anthropic.Anthropic:
+        """The SDK's client. It retries what is safe to retry; `create` never is."""
+        headers = {"anthropic-workspace-id": self.workspace_id} if self.workspace_id else None
+        return anthropic.Anthropic(
+            api_key=self._credential(),
+            base_url=self.base_url,
+            timeout=self.timeout_seconds,
+            default_headers=headers,
+            http_client=self._http_client(),
+        )
+
+    def _credential(self) -> str | None:
+        # An empty variable behind EnvVar is no key; the SDK must go on to look for others.
+        return self.api_key or None
+
+    def _http_client(self) -> httpx2.Client | None:
+        return None
+
+    def now(self) -> datetime:
+        """The time by which batches are dated."""
+        return datetime.now(UTC)
+
+    def create(self, requests: Iterable[Request]) -> MessageBatch:
+        """Create a batch. Never retried: the API has no idempotency key, a retry may pay twice."""
+        client = self.client.with_options(max_retries=0)
+        return client.messages.batches.create(requests=requests)
+
+    def create_from_body(self, body: IO[bytes], size: int) -> MessageBatch:
+        """Create a batch from the JSON text of a whole request body, ``size`` bytes long."""
+        return self.client.post(
+            "/v1/messages/batches",
+            content=_Pieces(body),
+            cast_to=MessageBatch,
+            options={
+                "max_retries": 0,
+                "headers": {"content-type": "application/json", "content-length": str(size)},
+            },
+        )
+
+    def retrieve(self, batch_id: str) -> MessageBatch:
+        """Look at one batch."""
+        return self.client.messages.batches.retrieve(batch_id)
+
+    def list(self, *, limit: int = LIST_PAGE) -> Iterator[MessageBatch]:
+        """Look at all batches of the workspace, newest first, ``limit`` to a page."""
+        return iter(self.client.messages.batches.list(limit=limit))
+
+    def results(self, batch_id: str) -> Iterator[MessageBatchIndividualResponse]:
+        """Read the results of a batch that has ended, in any order.
+
+        The SDK takes a result of a type that it does not know for a succeeded one: branch on
+        ``result.type``, never on the class.
+        """
+        return iter(self.client.messages.batches.results(batch_id))
+
+    def download(self, batch: MessageBatch, file: IO[bytes]) -> None:
+        """Write the results' JSON lines to a file, as they are.
+
+        Raises:
+            LookupError: The batch has no results: not ended, or archived.
+        """
+        if not batch.results_url:
+            raise LookupError(batch.id)
+        with self.client.messages.batches.with_streaming_response.results(batch.id) as response:
+            for piece in response.iter_bytes():
+                file.write(piece)
+
+    def cancel(self, batch_id: str) -> MessageBatch:
+        """Ask for the end of a batch; what is answered by then is billed and can be collected."""
+        return self.client.messages.batches.cancel(batch_id)
+
+    def delete(self, batch_id: str) -> DeletedMessageBatch:
+        """Delete a batch that has ended, with its results."""
+        return self.client.messages.batches.delete(batch_id)
+
+    def look(
+        self, batch_ids: Sequence[str], *, timeout_seconds: float | None = None
+    ) -> dict[str, MessageBatch]:
+        """Look at several batches in as few calls as possible; those not found are left out.
+
+        With ``timeout_seconds`` each call is made once, and ends by then.
+        """
+        batches = self._client_within(timeout_seconds).messages.batches
+        if len(batch_ids) <= _FEW_BATCHES:
+            return _look_at_each(batches, batch_ids)
+        wanted = set(batch_ids)
+        found: dict[str, MessageBatch] = {}
+        for batch in self._since(batches, RESULTS_LAST):
+            if batch.id in wanted:
+                found[batch.id] = batch
+            if len(found) == len(wanted):
+                break
+        return found
+
+    def requests_in_queue(self, *, timeout_seconds: float | None = None) -> int:
+        """Requests of the whole workspace that are not processed yet, whoever sent them."""
+        batches = self._client_within(timeout_seconds).messages.batches
+        return sum(b.request_counts.processing for b in self._since(batches, _LONGEST_QUEUED))
+
+    def _client_within(self, timeout_seconds: float | None) -> anthropic.Anthropic:
+        if timeout_seconds is None:
+            return self.client
+        return self.client.with_options(timeout=timeout_seconds, max_retries=0)
+
+    def _since(self, batches: Batches, age: timedelta) -> Iterator[MessageBatch]:
+        oldest = self.now() - age
+        recent = batches.list(limit=LIST_PAGE)
+        return itertools.takewhile(lambda batch: batch.created_at >= oldest, recent)
+
+    def model(self, model: str) -> ModelInfo | None:
+        """What the API says of a model; None if there is none of that name."""
+        try:
+            return self.client.models.retrieve(model)
+        except anthropic.NotFoundError:
+            return None
+
+
+class LocalClaudeBatchResource(ClaudeBatchResource):
+    """The same API, simulated in this process: no key, no server, no cost.
+
+    Processes that name the same ``path`` share its state.
+    """
+
+    path: str = Field(description="Directory of the simulator's state; made if it is missing.")
+    answer: str | None = Field(
+        default=None,
+        description="`package.module:function` that answers a request's `params`; left out, "
+        "answers that fit the schema.",
+    )
+    outcome: str | None = Field(
+        default=None,
+        description="`package.module:function` of `(params, custom_id, seen)` that names how a "
+        "request ends other than with an answer.",
+    )
+    processing_seconds: tuple[float, float] = Field(
+        default=(2.0, 6.0), description="Shortest and longest time that a batch takes."
+    )
+    max_queued_requests: int = Field(
+        default=200_000, description="Requests in the queue above which a batch is refused."
+    )
+
+    @cached_property
+    def simulator(self) -> Simulator:
+        """What answers: its clock can be moved, its bill read."""
+        return Simulator(
+            self.path,
+            answer=self.answer,
+            outcome=self.outcome,
+            processing_seconds=self.processing_seconds,
+            max_queued_requests=self.max_queued_requests,
+        )
+
+    def now(self) -> datetime:
+        """The simulator's time."""
+        return self.simulator.now()
+
+    def _credential(self) -> str | None:
+        return self.api_key or "simulated"
+
+    def _http_client(self) -> httpx2.Client | None:
+        return httpx2.Client(transport=SimulatorTransport(self.simulator))
+
+
+def _look_at_each(batches: Batches, batch_ids: Sequence[str]) -> dict[str, MessageBatch]:
+    found: dict[str, MessageBatch] = {}
+    for batch_id in batch_ids:
+        try:
+            found[batch_id] = batches.retrieve(batch_id)
+        except anthropic.NotFoundError:
+            continue
+    return found
+
+
+class _Pieces:
+    """A file as a request body that can be sent more than once."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+
+    def __iter__(self) -> Iterator[bytes]:
+        self._file.seek(0)
+        return iter(lambda: self._file.read(_BODY_PIECE), b"")

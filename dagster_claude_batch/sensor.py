@@ -1,0 +1,364 @@
+"""One tick: let held runs go whose batches have ended, and look after those nobody waits for.
+
+It knows only what stands in the tags of runs and in its cursor; it never opens DuckDB.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+import anthropic
+import dagster as dg
+import httpx2
+
+from dagster_claude_batch import held_run
+from dagster_claude_batch.held_run import HeldRun, Wait
+from dagster_claude_batch.landing_job import LEFT_TAG, build_landing_job
+from dagster_claude_batch.resource import ClaudeBatchResource
+
+RESOURCE_TAG: Final = "dagster_claude_batch/claude_resource"
+"""On the sensor definition: the key of the Claude resource that it watches for."""
+
+GRACE: Final = timedelta(minutes=10)
+"""How long batches outlive the last run that waited for them, before they are cancelled."""
+
+OLD_AGE: Final = timedelta(hours=10)
+"""From this age of a batch on, looks are ten times as far apart as at first."""
+
+STUCK: Final = timedelta(minutes=5)
+"""A held run that is still not enqueued after this long was left behind by a crash."""
+
+RELEASES_PER_TICK: Final = 200
+_API_TIMEOUT_SECONDS: Final = 20.0
+
+_QUEUED: Final = (dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED)
+
+
+@dataclass
+class Cursor:
+    """What one tick tells the next; moments in seconds since 1970.
+
+    ``held`` are the held runs last seen in the queue, ``abandoned`` those that left it by a
+    cancellation or deletion, and since when. ``land_at`` is when to ask for a landing run.
+    """
+
+    next_look: float = 0.0
+    held: list[str] = field(default_factory=list[str])
+    abandoned: dict[str, float] = field(default_factory=dict[str, float])
+    pools: dict[str, float] = field(default_factory=dict[str, float])
+    land_at: float | None = None
+    landing: str | None = None
+
+    @classmethod
+    def load(cls, text: str | None) -> "Cursor":
+        """Read a cursor; one that cannot be read is started anew, for nothing depends on it."""
+        try:
+            return cls(**json.loads(text or "{}"))
+        except (TypeError, ValueError):
+            return cls()
+
+    def dump(self) -> str:
+        """Write the cursor."""
+        return json.dumps(asdict(self))
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the API showed: which batches have ended, and how many requests are in the queue."""
+
+    ended: frozenset[str] = frozenset()
+    in_queue: int = 0
+
+
+def pause_after(age: timedelta, poll_interval: timedelta) -> timedelta:
+    """How long to wait before the next look at batches of this age.
+
+    One interval for the first hour, then longer and longer, up to ten intervals.
+    """
+    hours = max(0.0, (age - timedelta(hours=1)) / (OLD_AGE - timedelta(hours=1)))
+    return poll_interval * min(10.0, 1.0 + 9.0 * hours)
+
+
+def may_go(held: HeldRun, look: Look, now: datetime, window: int) -> bool:
+    """Whether a held run whose maker has ended has something to do."""
+    if not held.waits:
+        return True  # its maker ended before it had paid for anything
+    return any(_is_due(wait, look, now, window) for wait in held.waits) or all(
+        wait.batch_ids and look.ended.issuperset(wait.batch_ids) for wait in held.waits
+    )
+
+
+def _is_due(wait: Wait, look: Look, now: datetime, window: int) -> bool:
+    if wait.not_before is not None and now >= wait.not_before:
+        return True
+    if not wait.unsent:
+        return False
+    if wait.batch_ids:
+        return not look.ended.isdisjoint(wait.batch_ids)
+    return look.in_queue + wait.needs <= window
+
+
+@dataclass
+class Tick:
+    """One tick of one sensor."""
+
+    context: dg.SensorEvaluationContext
+    claude: ClaudeBatchResource
+    claude_resource: str
+    landing_job: str
+    cursor: Cursor
+    now: datetime
+
+    @property
+    def instance(self) -> dg.DagsterInstance:
+        """The Dagster instance."""
+        return self.context.instance
+
+    def run(self) -> dg.SensorResult:
+        """Do what is due, and say what is waited for."""
+        runs = self._held_runs()
+        self._enqueue_left_behind(runs)
+        waiting = self._waiting(runs)
+        problem, look = self._look(waiting)
+        released = self._release(waiting, look)
+        self._notice_abandoned(runs)
+        self._sweep_pools(runs)
+        requests = self._landing_requests(waiting)
+        summary = self._summary([each for each, _ in waiting], released, problem)
+        return dg.SensorResult(
+            run_requests=requests,
+            skip_reason=None if requests else dg.SkipReason(summary),
+            cursor=self.cursor.dump(),
+        )
+
+    def _tags(self) -> dict[str, str]:
+        tags = {held_run.HELD_TAG: self.claude_resource}
+        origin = self.context.code_location_origin
+        if origin is not None:
+            tags["dagster/code_location"] = origin.location_name
+        return tags
+
+    def _held_runs(self) -> dict[str, dg.DagsterRun]:
+        found = held_run.in_queue(self.instance, self._tags(), _QUEUED)
+        return {run.run_id: run for run in found}
+
+    def _enqueue_left_behind(self, runs: Mapping[str, dg.DagsterRun]) -> None:
+        """Enqueue runs whose maker was killed between creating and enqueueing them."""
+        for run in runs.values():
+            if run.status != dg.DagsterRunStatus.NOT_STARTED:
+                continue
+            record = self.instance.get_run_record_by_id(run.run_id)
+            if record is not None and self._real_now() - record.create_timestamp > STUCK:
+                held_run.enqueue(self.instance, run)
+
+    def _waiting(self, runs: Mapping[str, dg.DagsterRun]) -> list[tuple[HeldRun, dg.DagsterRun]]:
+        """The held runs that have not been let go; those that have been, once more."""
+        waiting: list[tuple[HeldRun, dg.DagsterRun]] = []
+        for run in runs.values():
+            held = held_run.read(run)
+            if held.state == held_run.RELEASED:
+                held_run.forget_pool(self.instance, held.pool)
+            elif run.status == dg.DagsterRunStatus.QUEUED:
+                waiting.append((held, run))
+        return waiting
+
+    def _look(self, waiting: Sequence[tuple[HeldRun, dg.DagsterRun]]) -> tuple[str | None, Look]:
+        """Ask the API, if a look is due. A batch that it does not show is a reason to wait."""
+        waits = [wait for held, _ in waiting for wait in held.waits]
+        wanted = {batch_id for wait in waits for batch_id in wait.batch_ids}
+        for_room = any(wait.unsent and not wait.batch_ids for wait in waits)
+        if not (wanted or for_room) or self.now.timestamp() < self.cursor.next_look:
+            return None, Look(in_queue=self.claude.max_in_flight_requests)
+        try:
+            look = look_at(self.claude, wanted, for_room=for_room)
+        except (anthropic.AnthropicError, httpx2.HTTPError) as error:
+            pause = timedelta(seconds=self.claude.poll_interval_seconds)
+            self.cursor.next_look = (self.now + pause).timestamp()
+            nothing = Look(in_queue=self.claude.max_in_flight_requests)
+            return f"The API could not be asked ({type(error).__name__}: {error}).", nothing
+        begun = [w.since for w in waits if w.since and not look.ended.issuperset(w.batch_ids)]
+        age = self.now - max(begun) if begun else timedelta()
+        pause = pause_after(age, timedelta(seconds=self.claude.poll_interval_seconds))
+        self.cursor.next_look = (self.now + pause).timestamp()
+        return None, look
+
+    def _release(self, waiting: Sequence[tuple[HeldRun, dg.DagsterRun]], look: Look) -> set[str]:
+        """Let go what has something to do, never before the run that made it has ended."""
+        window = self.claude.max_in_flight_requests
+        due = [pair for pair in waiting if may_go(pair[0], look, self.now, window)]
+        living = self._unfinished([held.maker_run_id for held, _ in due])
+        released: set[str] = set()
+        for held, run in due[:RELEASES_PER_TICK]:
+            if held.maker_run_id not in living:
+                held_run.release(self.instance, run)
+                released.add(run.run_id)
+        if len(released) < len(due):
+            self.cursor.next_look = 0.0
+        return released
+
+    def _unfinished(self, run_ids: Iterable[str]) -> set[str]:
+        wanted = sorted(set(run_ids))
+        if not wanted:
+            return set()
+        runs = self.instance.get_runs(dg.RunsFilter(run_ids=wanted))
+        return {run.run_id for run in runs if not run.is_finished}
+
+    def _notice_abandoned(self, runs: Mapping[str, dg.DagsterRun]) -> None:
+        """Note held runs that left the queue without having run."""
+        gone = [run_id for run_id in self.cursor.held if run_id not in runs]
+        self.cursor.held = sorted(runs)
+        if not gone:
+            return
+        found = {r.run_id: r for r in self.instance.get_runs(dg.RunsFilter(run_ids=gone))}
+        for run_id in gone:
+            run = found.get(run_id)
+            if run is None or _was_cancelled_while_held(run):
+                self.cursor.abandoned.setdefault(run_id, self._real_now().timestamp())
+
+    def _sweep_pools(self, runs: Mapping[str, dg.DagsterRun]) -> None:
+        """Delete pool limits that belong to no held run any more, once they are surely old."""
+        limits = self.instance.event_log_storage.get_pool_limits()
+        ours = {each.name for each in limits if each.name.startswith(held_run.POOL_PREFIX)}
+        used = {held_run.read(run).pool for run in runs.values()}
+        now = self._real_now().timestamp()
+        seen = {pool: self.cursor.pools.get(pool, now) for pool in ours - used}
+        old = [pool for pool, since in seen.items() if now - since > GRACE.total_seconds()]
+        if old and not self._others_held():
+            for pool in old:
+                held_run.forget_pool(self.instance, pool)
+                del seen[pool]
+        self.cursor.pools = seen
+
+    def _others_held(self) -> bool:
+        """Whether other code locations or resources have runs in held pools of their own."""
+        runs = self.instance.get_runs(dg.RunsFilter(statuses=list(_QUEUED)))
+        mine = self._tags().items()
+        return any(held_run.HELD_TAG in run.tags and not mine <= run.tags.items() for run in runs)
+
+    def _landing_requests(
+        self, waiting: Sequence[tuple[HeldRun, dg.DagsterRun]]
+    ) -> list[dg.RunRequest]:
+        """Ask for a run that lands what nobody waits for, and cancels what was abandoned."""
+        now = self._real_now().timestamp()
+        if self._is_landing():
+            return []
+        ripe = [
+            run_id
+            for run_id, since in self.cursor.abandoned.items()
+            if now - since > GRACE.total_seconds()
+        ]
+        if not ripe and (self.cursor.land_at is None or now < self.cursor.land_at):
+            return []
+        self.cursor.abandoned = {
+            run_id: since for run_id, since in self.cursor.abandoned.items() if run_id not in ripe
+        }
+        self.cursor.land_at = None
+        self.cursor.landing = f"{self.landing_job}:{now:.3f}"
+        config = {"abandoned_runs": ripe}
+        return [
+            dg.RunRequest(
+                run_key=self.cursor.landing,
+                run_config={"ops": {self.landing_job: {"config": config}}},
+            )
+        ]
+
+    def _is_landing(self) -> bool:
+        """Whether a landing run that was asked for is still at work; note what it left."""
+        if self.cursor.landing is None:
+            return False
+        tags = {"dagster/run_key": self.cursor.landing}
+        runs = self.instance.get_runs(dg.RunsFilter(tags=tags), limit=1)
+        if runs and not runs[0].is_finished:
+            return True
+        left = int(runs[0].tags.get(LEFT_TAG, "1")) if runs else 1
+        self.cursor.landing = None
+        if left:
+            pause = timedelta(seconds=2 * self.claude.poll_interval_seconds)
+            self.cursor.land_at = (self._real_now() + pause).timestamp()
+        return False
+
+    def _real_now(self) -> datetime:
+        """Dagster's time, by which runs are dated; `now` is the API's."""
+        return datetime.now(UTC)
+
+    def _summary(self, held: Sequence[HeldRun], released: set[str], problem: str | None) -> str:
+        left = [each for each in held if each.run_id not in released]
+        parts = [problem] if problem else []
+        if released:
+            parts.append(f"Let {len(released):,} runs go, whose results are ready.")
+        parts.append(describe(left, self.now, self.cursor.next_look))
+        return " ".join(parts)
+
+
+def _was_cancelled_while_held(run: dg.DagsterRun) -> bool:
+    never_let_go = run.tags.get(held_run.STATE_TAG) == held_run.WAITING
+    return never_let_go and run.is_finished and run.status != dg.DagsterRunStatus.SUCCESS
+
+
+def look_at(claude: ClaudeBatchResource, wanted: set[str], *, for_room: bool) -> Look:
+    """Ask for the state of batches with one `list` call per 1,000 of them."""
+    found = claude.look(sorted(wanted), timeout_seconds=_API_TIMEOUT_SECONDS) if wanted else {}
+    ended = {batch_id for batch_id, each in found.items() if each.processing_status == "ended"}
+    in_queue = claude.max_in_flight_requests
+    if for_room:
+        in_queue = claude.requests_in_queue(timeout_seconds=_API_TIMEOUT_SECONDS)
+    return Look(frozenset(ended), in_queue)
+
+
+def describe(waiting: Sequence[HeldRun], now: datetime, next_look: float) -> str:
+    """What is waited for, in one sentence."""
+    if not waiting:
+        return "Nothing is waiting for batches."
+    batches = {batch_id for held in waiting for batch_id in held.batch_ids}
+    since = [wait.since for held in waiting for wait in held.waits if wait.since]
+    parts = [f"{len(waiting):,} runs wait for {len(batches):,} batches"]
+    if since:
+        parts.append(f"the oldest out for {_duration(now - min(since))}")
+    seconds = next_look - now.timestamp()
+    if seconds > 0:
+        parts.append(f"next look in {_duration(timedelta(seconds=seconds))}")
+    return ", ".join(parts) + "."
+
+
+def _duration(length: timedelta) -> str:
+    minutes, seconds = divmod(int(length.total_seconds()), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min" if minutes else f"{seconds} s"
+
+
+def build_claude_batch_sensor(
+    name: str, *, claude_resource: str = "claude_batch", minimum_interval_seconds: int = 30
+) -> dg.SensorDefinition:
+    """Build the sensor for one Claude resource; a code location needs one for each of them.
+
+    It is running by default. Its landing job, which lands what no run waits for any more, comes
+    with it.
+    """
+    landing_job = f"{name}_landing"
+
+    def tick(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+        claude: Any = getattr(context.resources, claude_resource)
+        cursor = Cursor.load(context.cursor)
+        return Tick(context, claude, claude_resource, landing_job, cursor, claude.now()).run()
+
+    return dg.SensorDefinition(
+        name=name,
+        evaluation_fn=tick,
+        job=build_landing_job(landing_job, claude_resource=claude_resource),
+        minimum_interval_seconds=minimum_interval_seconds,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        required_resource_keys={claude_resource},
+        tags={RESOURCE_TAG: claude_resource},
+        description=(
+            "Lets runs go that wait for Claude batches, as soon as their results are ready. "
+            "It must be running: without it, nobody collects."
+        ),
+    )
+
+
+claude_batch_sensor: Final = build_claude_batch_sensor("claude_batch_sensor")
+"""The sensor for the resource ``claude_batch``: put it into the `sensors` of your definitions."""

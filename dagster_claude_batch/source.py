@@ -1,0 +1,312 @@
+"""The rows of a partition: what is asked about, selected and rendered inside DuckDB."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+import duckdb
+
+from dagster_claude_batch.declaration import Declaration
+from dagster_claude_batch.errors import DeclarationError, MissingColumnError, SourceNotFoundError
+from dagster_claude_batch.identifiers import quote_identifier
+from dagster_claude_batch.matching import selected_is_selected
+from dagster_claude_batch.prompt import hash_sql
+from dagster_claude_batch.tables import TableName, columns_of
+from dagster_claude_batch.warehouse import Connection
+
+_TIMESTAMPTZ: Final = "TIMESTAMP WITH TIME ZONE"
+
+
+@dataclass(frozen=True)
+class Equals:
+    """One value of one partition dimension."""
+
+    value: str
+
+
+@dataclass(frozen=True)
+class Within:
+    """One time window of a partition dimension: start included, end not. Both aware."""
+
+    start: datetime
+    end: datetime
+
+
+@dataclass(frozen=True)
+class PartitionSlice:
+    """A partition key and the rows it stands for; no bounds and key None: all rows."""
+
+    key: str | None
+    bounds: tuple[Equals | Within, ...] = ()
+
+
+@dataclass(frozen=True)
+class Query:
+    """SQL with its parameters."""
+
+    sql: str
+    parameters: Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class SourceTable:
+    """The source as it is now: what to select from, and the types of its columns."""
+
+    relation: str
+    columns: Mapping[str, str]
+
+    def column(self, asset: str, argument: str, name: str) -> str:
+        """The column's own spelling of a name, which DuckDB matches whatever its case.
+
+        Raises:
+            MissingColumnError: There is none.
+        """
+        for candidate in self.columns:
+            if candidate.casefold() == name.casefold():
+                return candidate
+        raise MissingColumnError(asset, argument, name, list(self.columns))
+
+    def type_of(self, asset: str, argument: str, name: str) -> str:
+        """The DuckDB type of a column."""
+        return self.columns[self.column(asset, argument, name)]
+
+
+def find_source(connection: Connection, declaration: Declaration) -> SourceTable:
+    """Look at the source table or query.
+
+    Raises:
+        SourceNotFoundError: It does not exist, or its SQL does not run.
+        MissingColumnError: A column that the declaration names is not there.
+    """
+    relations = (
+        [declaration.query_relation]
+        if declaration.query_relation
+        else [table.sql for table in declaration.source_candidates]
+    )
+    problem = ""
+    for relation in relations:
+        try:
+            source = SourceTable(relation, columns_of(connection, relation))
+        except duckdb.Error as error:
+            problem = problem or str(error)
+        else:
+            _check_columns(declaration, source)
+            return source
+    raise SourceNotFoundError(declaration.asset, declaration.source_label, problem)
+
+
+def _check_columns(declaration: Declaration, source: SourceTable) -> None:
+    for argument, names in (
+        ("row_key", declaration.row_key),
+        ("include", declaration.include),
+        ("prompt", declaration.prompt.used_columns),
+    ):
+        for name in names:
+            source.column(declaration.asset, argument, name)
+
+
+def row_key_types(declaration: Declaration, source: SourceTable) -> dict[str, str]:
+    """Name and type of the key columns, as declared."""
+    asset = declaration.asset
+    return {name: source.type_of(asset, "row_key", name) for name in declaration.row_key}
+
+
+def include_types(declaration: Declaration, source: SourceTable) -> dict[str, str]:
+    """Name and type of the `include` columns, as declared."""
+    asset = declaration.asset
+    return {name: source.type_of(asset, "include", name) for name in declaration.include}
+
+
+def select_rows(
+    connection: Connection,
+    declaration: Declaration,
+    source: SourceTable,
+    slices: Sequence[PartitionSlice],
+    *,
+    only: str | None = None,
+) -> Query:
+    """Select the partitions' rows, rendered.
+
+    Columns: ``k0`` … the row key, ``i0`` … the `include` columns, ``partition``, ``prompt`` (the
+    rendered text), ``reason`` (why the row cannot be asked, else NULL) and ``hash`` (NULL where
+    ``reason`` is not). ``only`` names a relation with ``k0`` … and ``partition``: other rows are
+    left out before anything is rendered.
+    """
+    used = declaration.prompt.used_columns
+    picked = _picked(declaration, source, used)
+    sliced, bound = _sliced(connection, declaration, source, slices)
+    restricted = _restricted(declaration, only)
+    aliases = {column: f"c{number}" for number, column in enumerate(used)}
+    keys = _aliases("k", declaration.row_key) + _aliases("i", declaration.include)
+    sql = f"""
+        WITH picked AS ({picked}),
+        sliced AS ({sliced}),
+        restricted AS ({restricted}),
+        rendered AS (
+            SELECT {", ".join(keys)}, partition, {declaration.prompt.sql(aliases)} AS prompt,
+                {_null_reason(aliases)} AS null_reason
+            FROM restricted
+        ),
+        judged AS (
+            SELECT * EXCLUDE (null_reason), coalesce(null_reason, CASE
+                WHEN regexp_full_match(prompt, '\\s*') THEN 'The prompt is empty.' END) AS reason
+            FROM rendered
+        )
+        SELECT *, CASE WHEN reason IS NULL THEN {hash_sql("prompt")} END AS hash FROM judged
+    """
+    parameters = {
+        **bound,
+        **declaration.prompt.parameters(),
+        **_null_reasons(declaration),
+        "request_digest": declaration.shape.digest(),
+    }
+    return Query(sql, parameters)
+
+
+def _aliases(letter: str, names: Sequence[str]) -> list[str]:
+    return [f"{letter}{number}" for number in range(len(names))]
+
+
+def _picked(declaration: Declaration, source: SourceTable, used: Sequence[str]) -> str:
+    """The source's columns under names of our own, so that no name of theirs can collide."""
+    groups = (("k", "row_key", declaration.row_key), ("i", "include", declaration.include))
+    columns = [
+        f"{quote_identifier(source.column(declaration.asset, argument, name))} AS {letter}{number}"
+        for letter, argument, names in (*groups, ("c", "prompt", used))
+        for number, name in enumerate(names)
+    ]
+    columns += [
+        f"(\n{expression}\n) AS e{number}"
+        for number, expression in enumerate(declaration.partition_exprs)
+    ]
+    return f"SELECT {', '.join(columns)} FROM {source.relation} AS source"
+
+
+def _sliced(
+    connection: Connection,
+    declaration: Declaration,
+    source: SourceTable,
+    slices: Sequence[PartitionSlice],
+) -> tuple[str, dict[str, object]]:
+    """Give each row its partition; rows of no partition asked for are left out."""
+    if not declaration.partition_exprs:
+        return "SELECT *, CAST(NULL AS VARCHAR) AS partition FROM picked", {}
+    columns = ["unnest($slice_keys) AS slice_key"]
+    conditions: list[str] = []
+    bound: dict[str, object] = {"slice_keys": [part.key for part in slices]}
+    for number, expression in enumerate(declaration.partition_exprs):
+        kind = _type_of_expression(connection, source, expression)
+        bounds = [part.bounds[number] for part in slices]
+        if all(isinstance(bound_, Equals) for bound_ in bounds):
+            columns.append(f"unnest($slice_{number}) AS value{number}")
+            bound[f"slice_{number}"] = [b.value for b in bounds if isinstance(b, Equals)]
+            conditions.append(f"e{number} = {_cast('value', number, kind)}")
+        else:
+            columns += [
+                f"unnest($slice_{number}_start) AS start{number}",
+                f"unnest($slice_{number}_end) AS end{number}",
+            ]
+            windows = [b for b in bounds if isinstance(b, Within)]
+            bound[f"slice_{number}_start"] = [_moment(b.start, kind) for b in windows]
+            bound[f"slice_{number}_end"] = [_moment(b.end, kind) for b in windows]
+            conditions += _window_conditions(number, kind)
+    sql = f"""
+        SELECT picked.*, slice_key AS partition
+        FROM picked JOIN (SELECT {", ".join(columns)}) AS slices ON {" AND ".join(conditions)}
+    """
+    return sql, bound
+
+
+def _cast(name: str, number: int, kind: str) -> str:
+    """A bound as a value of the expression's type; one that is none matches no row."""
+    return f"{name}{number}" if kind == "VARCHAR" else f"TRY_CAST({name}{number} AS {kind})"
+
+
+def _window_conditions(number: int, kind: str) -> list[str]:
+    moment = "TIMESTAMP" if kind == "VARCHAR" else kind
+    value = f"CAST(e{number} AS {moment})" if kind == "VARCHAR" else f"e{number}"
+    return [
+        f"{value} >= CAST(start{number} AS {moment})",
+        f"{value} < CAST(end{number} AS {moment})",
+    ]
+
+
+def _moment(moment: datetime, kind: str) -> str:
+    """A window's bound as Dagster's IO managers write it: local time, unless the column is aware."""
+    return (
+        moment.isoformat(" ") if kind == _TIMESTAMPTZ else moment.strftime("%Y-%m-%d %H:%M:%S.%f")
+    )
+
+
+def _type_of_expression(connection: Connection, source: SourceTable, expression: str) -> str:
+    (kind,) = columns_of(
+        connection, f"(SELECT (\n{expression}\n) AS e FROM {source.relation} AS source)"
+    ).values()
+    return kind
+
+
+def _restricted(declaration: Declaration, only: str | None) -> str:
+    if only is None:
+        return "FROM sliced"
+    same = selected_is_selected(declaration, "sliced", "chosen")
+    return f"FROM sliced SEMI JOIN {only} AS chosen ON {same}"
+
+
+def _null_reason(aliases: Mapping[str, str]) -> str:
+    """Which of the columns that the prompt needs is NULL, as a sentence."""
+    cases = [
+        f"WHEN {alias} IS NULL THEN $null_reason_{number}"
+        for number, alias in enumerate(aliases.values())
+    ]
+    return f"CASE {' '.join(cases)} END" if cases else "CAST(NULL AS VARCHAR)"
+
+
+def _null_reasons(declaration: Declaration) -> dict[str, str]:
+    return {
+        f"null_reason_{number}": f"Column {column!r}, which the prompt needs, is NULL."
+        for number, column in enumerate(declaration.prompt.used_columns)
+    }
+
+
+_NAME_PART: Final = re.compile(r'"((?:[^"]|"")+)"|([^."]+)')
+
+
+def parse_table_name(text: str) -> TableName | None:
+    """Read ``table``, ``schema.table`` or ``database.schema.table``; parts may be quoted."""
+    parts: list[str] = []
+    position = 0
+    while True:
+        found = _NAME_PART.match(text, position)
+        if found is None:
+            return None
+        quoted, plain = found.groups()
+        parts.append(quoted.replace('""', '"') if quoted is not None else plain.strip())
+        position = found.end()
+        if position == len(text):
+            break
+        if text[position] != ".":
+            return None
+        position += 1
+    if len(parts) > 3 or not all(parts):  # noqa: PLR2004  # database, schema, table
+        return None
+    name, schema, database = ([*reversed(parts), None, None])[:3]
+    return TableName(str(name), schema, database)
+
+
+def parse_query(asset: str, query: str) -> str:
+    """Check that a text is one SELECT, and write it as a relation.
+
+    Raises:
+        DeclarationError: It is something else.
+    """
+    try:
+        statements = duckdb.extract_statements(query)
+    except duckdb.Error as error:
+        raise DeclarationError(asset, "query", str(error), cure="Correct the SQL.") from error
+    if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
+        raise DeclarationError(
+            asset, "query", "it is not one SELECT.", cure="Write a single SELECT statement."
+        )
+    return f"(\n{statements[0].query.strip().removesuffix(';')}\n)"

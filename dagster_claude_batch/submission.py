@@ -1,0 +1,359 @@
+"""Chunk → batch: write down the intent, send, record; and find out what is in doubt."""
+
+import hashlib
+import itertools
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import IO, Any, Final, TypeAlias
+
+import anthropic
+import httpx2
+import pyarrow as pa
+from anthropic.types.messages import MessageBatch
+
+from dagster_claude_batch import ledger
+from dagster_claude_batch.declaration import Declaration
+from dagster_claude_batch.ledger import Chunk, LedgerAsset
+from dagster_claude_batch.matching import our_keys_as_selected, selected_is_selected
+from dagster_claude_batch.outcomes import is_halt
+from dagster_claude_batch.resource import ClaudeBatchResource
+from dagster_claude_batch.source import PartitionSlice, find_source, select_rows
+from dagster_claude_batch.warehouse import Connection, read_arrow
+
+MAX_SPOOLED_BYTES: Final = 512_000_000
+"""Bodies that wait on disk at the same time."""
+
+CLOCK_SKEW: Final = timedelta(minutes=5)
+"""How far our clock and the API's may disagree about when a batch was created."""
+
+SETTLING: Final = timedelta(minutes=5)
+"""How long a batch may take to show up in `list` before we believe that there is none."""
+
+_CHOSEN: Final = "temp.claude_batch_sent"
+
+
+@dataclass(frozen=True)
+class Body:
+    """One chunk's request body on disk, unlinked, so that nothing is left of it afterwards."""
+
+    chunk: Chunk
+    nonce: str
+    file: IO[bytes]
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Spooled:
+    """What could be prepared: bodies to send, and planned chunks whose rows have changed."""
+
+    bodies: list[Body]
+    stale: list[Chunk]
+
+
+@dataclass(frozen=True)
+class Created:
+    """The batch exists."""
+
+    batch: MessageBatch
+
+
+@dataclass(frozen=True)
+class NotCreated:
+    """The batch surely does not exist. ``retry_after`` where it may be sent again."""
+
+    reason: str
+    retry_after: timedelta | None = None
+    is_halt: bool = False
+
+
+@dataclass(frozen=True)
+class InDoubt:
+    """Nobody can say yet whether the batch exists."""
+
+    reason: str
+
+
+Sent: TypeAlias = Created | NotCreated | InDoubt
+
+
+# --- bodies ---------------------------------------------------------------------------------
+
+
+def spool(
+    connection: Connection,
+    declaration: Declaration,
+    registered: LedgerAsset,
+    chunks: Sequence[Chunk],
+    slices: Sequence[PartitionSlice],
+) -> Spooled:
+    """Write the request bodies of planned chunks to disk, from the source as it is now.
+
+    Stops at `MAX_SPOOLED_BYTES`, after one chunk at the least.
+
+    Raises:
+        SourceNotFoundError, MissingColumnError: The source has gone or changed; the chunks stay
+            planned.
+    """
+    sizes = itertools.accumulate(chunk.bytes for chunk in chunks)
+    wave = [c for c, used in zip(chunks, sizes, strict=True) if used <= MAX_SPOOLED_BYTES]
+    spools = {chunk.chunk_id: _Spool(chunk) for chunk in wave or chunks[:1]}
+    source = find_source(connection, declaration)
+    for max_tokens, group in itertools.groupby(
+        sorted(spools.values(), key=lambda each: each.chunk.max_tokens),
+        key=lambda each: each.chunk.max_tokens,
+    ):
+        same = list(group)
+        _choose(connection, declaration, registered, [each.chunk for each in same])
+        query = select_rows(connection, declaration, source, slices, only=_CHOSEN)
+        head, tail = declaration.shape.around(max_tokens=max_tokens)
+        lines = read_arrow(
+            connection,
+            f"""
+            SELECT c.chunk_id, s.hash IS NOT DISTINCT FROM c.hash AS same,
+                $opening || n.nonce || '-' || c.ordinal || $head || to_json(s.prompt) || $tail
+            FROM ({query.sql}) AS s
+            JOIN {_CHOSEN} AS c ON {selected_is_selected(declaration, "s", "c")}
+            JOIN (SELECT unnest($chunk_ids::BIGINT[]) AS chunk_id, unnest($nonces) AS nonce) AS n
+                ON n.chunk_id = c.chunk_id
+            ORDER BY c.chunk_id, c.ordinal
+            """,
+            {
+                **query.parameters,
+                "opening": ',{"custom_id":"',
+                "head": f'","params":{head}',
+                "tail": f"{tail}}}",
+                "chunk_ids": [each.chunk.chunk_id for each in same],
+                "nonces": [each.nonce for each in same],
+            },
+        )
+        for batch in lines:
+            _distribute(batch, spools)
+    return Spooled(
+        [each.close() for each in spools.values() if each.is_fresh],
+        [each.chunk for each in spools.values() if not each.is_fresh],
+    )
+
+
+def _choose(
+    connection: Connection,
+    declaration: Declaration,
+    registered: LedgerAsset,
+    chunks: Sequence[Chunk],
+) -> None:
+    keys = our_keys_as_selected(declaration, "q")
+    connection.execute(
+        f"CREATE OR REPLACE TEMP TABLE claude_batch_sent AS SELECT {keys}, "
+        f"_partition AS partition, _chunk_id AS chunk_id, _ordinal AS ordinal, "
+        f"_request_hash AS hash FROM {registered.requests.sql} AS q "
+        "WHERE _chunk_id IN (SELECT unnest($chunk_ids::BIGINT[]))",
+        {"chunk_ids": [chunk.chunk_id for chunk in chunks]},
+    )
+
+
+def _distribute(batch: pa.RecordBatch, spools: Mapping[int, "_Spool"]) -> None:
+    """Give each chunk its lines, as the bytes that DuckDB made."""
+    start = 0
+    for chunk_id, group in itertools.groupby(batch.column(0).to_pylist()):
+        count = sum(1 for _ in group)
+        same = batch.column(1).slice(start, count)
+        spools[chunk_id].write(batch.column(2).slice(start, count), is_fresh=same.false_count == 0)
+        start += count
+
+
+@dataclass
+class _Spool:
+    """A body while it is being written."""
+
+    chunk: Chunk
+    nonce: str = field(default_factory=ledger.new_nonce)
+    file: IO[bytes] = field(default_factory=tempfile.TemporaryFile)
+    sha256: Any = field(default_factory=hashlib.sha256)
+    size: int = 0
+    lines: int = 0
+    unchanged: bool = True
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether each planned row is there, as it was planned."""
+        return self.unchanged and self.lines == self.chunk.requests
+
+    def write(self, lines: pa.StringArray, *, is_fresh: bool) -> None:
+        self.unchanged &= is_fresh
+        text = _text_of(lines)
+        if self.lines == 0:
+            self._append(b'{"requests":[')
+            text = text[1:]  # the comma before the first request
+        self._append(text)
+        self.lines += len(lines)
+
+    def close(self) -> Body:
+        self._append(b"]}")
+        self.file.flush()
+        return Body(self.chunk, self.nonce, self.file, self.size, self.sha256.hexdigest())
+
+    def _append(self, piece: bytes | memoryview) -> None:
+        self.file.write(piece)
+        self.sha256.update(piece)
+        self.size += len(piece)
+
+
+def _text_of(strings: pa.StringArray) -> memoryview:
+    """The strings' bytes, one behind the other: Arrow's own buffer, not a copy."""
+    _, offsets_buffer, data = strings.buffers()
+    offsets = memoryview(offsets_buffer).cast("i")
+    first, last = offsets[strings.offset], offsets[strings.offset + len(strings)]
+    return memoryview(data)[first:last]
+
+
+# --- sending --------------------------------------------------------------------------------
+
+
+def post(claude: ClaudeBatchResource, body: Body) -> Sent:
+    """Send one body, once, and say what is known about the batch then."""
+    try:
+        return Created(claude.create_from_body(body.file, body.size))
+    except anthropic.APIStatusError as error:
+        return _refusal(error)
+    except anthropic.APIConnectionError as error:
+        if isinstance(error.__cause__, _NEVER_SENT):
+            return NotCreated(f"{error.__cause__}", retry_after=timedelta(minutes=1))
+        return InDoubt(f"{type(error.__cause__).__name__}: {error.__cause__}")
+
+
+_NEVER_SENT: Final = (
+    httpx2.ConnectError,
+    httpx2.ConnectTimeout,
+    httpx2.PoolTimeout,
+    httpx2.UnsupportedProtocol,
+)
+"""Errors from before the first byte of the body left."""
+
+_TIMEOUT, _CONFLICT, _TOO_MANY = 408, 409, 429
+_HALTING: Final = frozenset({401, 402, 403})
+_SPEND_LIMITS: Final = frozenset({"enforced_spend_limit_reached", "contract_spend_limit_reached"})
+
+
+def _refusal(error: anthropic.APIStatusError) -> Sent:
+    """Tell what an error status means for a create."""
+    reason = f"{error.status_code} {error.api_message or error.message}"
+    if error.status_code in {_TIMEOUT, _CONFLICT} or error.status_code >= 500:  # noqa: PLR2004  # HTTP
+        return InDoubt(reason)
+    if error.status_code == _TOO_MANY and error.error_code not in _SPEND_LIMITS:
+        return NotCreated(reason, retry_after=_retry_after(error))
+    halted = error.status_code in {*_HALTING, _TOO_MANY} or is_halt(error.api_message)
+    return NotCreated(reason, is_halt=halted)
+
+
+def _retry_after(error: anthropic.APIStatusError) -> timedelta:
+    try:
+        seconds = float(error.response.headers.get("retry-after", ""))
+    except ValueError:
+        seconds = 60.0
+    return timedelta(seconds=max(1.0, seconds))
+
+
+# --- doubt ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Found:
+    """The batch of a chunk in doubt."""
+
+    batch: MessageBatch
+
+
+@dataclass(frozen=True)
+class NotFound:
+    """There is no such batch."""
+
+
+@dataclass(frozen=True)
+class Unsettled:
+    """It cannot be told before ``until``."""
+
+    until: datetime
+
+
+Verdict: TypeAlias = Found | NotFound | Unsettled
+
+
+def reconcile(
+    claude: ClaudeBatchResource,
+    chunk: Chunk,
+    *,
+    known: set[str],
+    now: datetime,
+) -> Verdict:
+    """Look for the batch of a chunk whose sending is in doubt.
+
+    Candidates were created around the sending, are unknown to the ledger and have the chunk's
+    number of requests. One that has ended proves itself by the nonce in its custom ids; one
+    still running is waited for.
+    """
+    if chunk.sending_at is None:
+        return NotFound()
+    sent_until = chunk.sending_at + timedelta(seconds=claude.timeout_seconds)
+    if now < sent_until:
+        return Unsettled(sent_until)
+    candidates = _candidates(
+        claude.list(),
+        size=chunk.requests,
+        after=chunk.sending_at - CLOCK_SKEW,
+        before=sent_until + CLOCK_SKEW,
+        known=known,
+    )
+    running = False
+    for batch in candidates:
+        if batch.processing_status != "ended":
+            running = True
+        elif _nonce_of(claude, batch) == chunk.nonce:
+            return Found(batch)
+    if running:
+        return Unsettled(now + timedelta(seconds=claude.poll_interval_seconds))
+    settled = sent_until + SETTLING
+    return Unsettled(settled) if now < settled else NotFound()
+
+
+def _candidates(
+    batches: Iterable[MessageBatch],
+    *,
+    size: int,
+    after: datetime,
+    before: datetime,
+    known: set[str],
+) -> list[MessageBatch]:
+    recent = itertools.takewhile(lambda batch: batch.created_at >= after, batches)
+    return [
+        batch
+        for batch in recent
+        if batch.created_at <= before and batch.id not in known and size_of(batch) == size
+    ]
+
+
+def size_of(batch: MessageBatch) -> int:
+    """How many requests a batch has: the sum of its counts, whatever its status."""
+    counts = batch.request_counts
+    return counts.processing + counts.succeeded + counts.errored + counts.canceled + counts.expired
+
+
+def _nonce_of(claude: ClaudeBatchResource, batch: MessageBatch) -> str | None:
+    """Read the nonce from the first result line; None where there are no results."""
+    if not batch.results_url:
+        return None
+    for result in claude.results(batch.id):
+        return nonce_in(result.custom_id)
+    return None
+
+
+def nonce_in(custom_id: str) -> str:
+    """The part of a custom id that all requests of one sending share."""
+    return custom_id.rpartition("-")[0]
+
+
+def ordinal_in(custom_id: str) -> int | None:
+    """The number of the request within its chunk."""
+    digits = custom_id.rpartition("-")[2]
+    return int(digits) if digits.isascii() and digits.isdigit() else None

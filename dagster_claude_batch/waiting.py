@@ -1,0 +1,237 @@
+"""One run of a batch asset: work, then wait — held in the queue, or in the run itself."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+from dagster._core.storage.tags import PARENT_RUN_ID_TAG, RETRY_NUMBER_TAG
+
+from dagster_claude_batch import finishing, held_run, ledger
+from dagster_claude_batch.advance import Engine, Waiting
+from dagster_claude_batch.config import ClaudeBatchConfig
+from dagster_claude_batch.errors import NoSensorError
+from dagster_claude_batch.ledger import Materialization, MaterializationConfig
+from dagster_claude_batch.report import PartitionReport, report_on
+from dagster_claude_batch.warehouse import Connection
+
+if TYPE_CHECKING:
+    from dagster_claude_batch.assets import BatchAsset
+
+
+def materialize(
+    context: dg.AssetExecutionContext, config: ClaudeBatchConfig, asset: "BatchAsset"
+) -> Iterator[Any]:
+    """Work on the run's partitions as far as possible, and finish them or wait."""
+    run = Run(context, config, asset)
+    if not context.selected_asset_keys:
+        reports = run.reports([])
+        yield from finishing.check_results(run.key, asset.declaration, reports)
+        return
+    materializations = run.engine.attach(
+        run.partitions, MaterializationConfig(config.refresh, config.retry_failed)
+    )
+    if run.is_done(materializations):
+        yield from finishing.finish(
+            context, run.key, asset.declaration, run.reports(materializations)
+        )
+
+
+@dataclass
+class Run:
+    """One Dagster run that works on a batch asset."""
+
+    context: dg.AssetExecutionContext
+    config: ClaudeBatchConfig
+    asset: "BatchAsset"
+    engine: Engine = field(init=False)
+    _held_id: str | None = None
+    _materializations: Sequence[Materialization] = ()
+
+    def __post_init__(self) -> None:
+        from dagster_claude_batch.assets import engine_for  # noqa: PLC0415  # they wire each other
+
+        run = self.context.run
+        # Only Dagster's own retries carry a number: a person's re-execution asks anew.
+        is_retry = RETRY_NUMBER_TAG in run.tags
+        self.engine = engine_for(
+            self.asset,
+            duckdb=getattr(self.context.resources, self.asset.duckdb_resource),
+            claude=getattr(self.context.resources, self.asset.claude_resource),
+            run_id=run.run_id,
+            retry_of=run.tags.get(PARENT_RUN_ID_TAG) if is_retry else None,
+            log=self.context.log,
+        )
+
+    @property
+    def key(self) -> dg.AssetKey:
+        """The asset's key, as the code location knows it."""
+        return self.context.assets_def.key
+
+    @property
+    def partitions(self) -> list[str | None]:
+        """The run's partition keys, also of a range; (None,) without partitions."""
+        if self.context.has_partition_key or self.context.has_partition_key_range:
+            return list(self.context.partition_keys)
+        return [None]
+
+    def reports(self, materializations: Sequence[Materialization]) -> list[PartitionReport]:
+        """How each partition stands."""
+        declaration = self.asset.declaration
+
+        def work(connection: Connection) -> list[PartitionReport]:
+            registered = (
+                ledger.find_asset(connection, declaration.asset)
+                if ledger.is_ledger(connection)
+                else None
+            )
+            if registered is None:
+                return []
+            return [
+                report_on(connection, declaration, registered, materializations, partition)
+                for partition in self.partitions
+            ]
+
+        return self.engine.warehouse.transact(work)
+
+    def is_done(self, materializations: Sequence[Materialization]) -> bool:
+        """Advance; wait in the run, or leave a held run to collect. False if one was left."""
+        reason = self._why_in_the_run()
+        self._materializations = materializations
+        if reason is None:
+            self.engine.before_sending = self._hold
+        else:
+            self.context.log.info(f"This run waits for its batches itself: {reason}.")
+        try:
+            waiting = self.engine.advance(materializations)
+        except Exception:
+            self._undo()
+            raise
+        if waiting is None:
+            self._undo()
+            return True
+        if reason is None:
+            self._leave(waiting)
+            return False
+        self._wait_here(materializations, waiting)
+        return True
+
+    def _why_in_the_run(self) -> str | None:
+        wait = self.asset.wait if self.config.wait == "declared" else self.config.wait
+        if wait == "run":
+            return 'it was asked to (`wait="run"`)'
+        return held_run.why_not(self.context.instance, self.context.run)
+
+    # --- held -------------------------------------------------------------------------------
+
+    def _hold(self) -> None:
+        """Make the run that will collect, before anything is paid for.
+
+        Raises:
+            NoSensorError: Nobody would let it go.
+        """
+        if self._held_id is not None:
+            return
+        self._require_sensor()
+        run, held_id = self.context.run, held_run.held_run_id(self.context.run.run_id)
+        self.engine.attach_run(held_id, self._materializations)
+        repository = self.context.repository_def
+        from dagster_claude_batch.assets import batch_asset  # noqa: PLC0415  # they wire each other
+
+        self._held_id = held_run.make(
+            self.context.instance,
+            run,
+            asset_graph=repository.asset_graph,
+            batch_assets=[
+                key
+                for key, assets_def in repository.assets_defs_by_key.items()
+                if batch_asset(assets_def) is not None
+            ],
+            claude_resource=self.asset.claude_resource,
+        )
+
+    def _require_sensor(self) -> None:
+        problem = sensor_problem(self.context, self.asset.claude_resource)
+        if problem is not None:
+            raise NoSensorError(self.asset.declaration.asset, problem)
+
+    def _leave(self, waiting: Waiting) -> None:
+        self._hold()
+        held_id = str(self._held_id)
+        held_run.describe(self.context.instance, held_id, self.key, waiting)
+        self.context.log.info(
+            f"{len(waiting.batch_ids):,} batches with {waiting.requests:,} requests are out. This "
+            f"run ends now; run {held_id} waits in the queue and will collect the results."
+        )
+        for partition in self.partitions:
+            self.context.log_event(
+                dg.AssetObservation(
+                    self.key,
+                    partition=partition,
+                    description="Waiting for Claude batches.",
+                    metadata={
+                        "waiting_for_batches": len(waiting.batch_ids),
+                        "waiting_for_requests": waiting.requests,
+                        "collecting_run": dg.MetadataValue.dagster_run(held_id),
+                    },
+                )
+            )
+
+    def _undo(self) -> None:
+        """Delete the held run of a run that ends otherwise, unless another asset's step uses it."""
+        if self._held_id is None:
+            return
+        held = self.context.instance.get_run_by_id(self._held_id)
+        if held is not None and not held_run.read(held).waits:
+            held_run.undo(self.context.instance, self.context.run.run_id)
+
+    # --- in the run -------------------------------------------------------------------------
+
+    def _wait_here(self, materializations: Sequence[Materialization], waiting: Waiting) -> None:
+        from dagster_claude_batch.sensor import pause_after  # noqa: PLC0415  # the sensor needs assets
+
+        interval = timedelta(seconds=self.engine.claude.poll_interval_seconds)
+        left: Waiting | None = waiting
+        while left is not None:
+            now = self.engine.claude.now()
+            pause = pause_after(now - (left.since or now), interval)
+            if left.not_before is not None:
+                pause = max(timedelta(), min(pause, left.not_before - now))
+            self.context.log.info(
+                f"Waiting for {len(left.batch_ids):,} batches with {left.requests:,} requests; "
+                f"next look in {pause.total_seconds():.0f} s."
+            )
+            time.sleep(max(0.01, pause.total_seconds()))
+            left = self.engine.advance(materializations)
+
+
+def sensor_problem(context: dg.AssetExecutionContext, claude_resource: str) -> str | None:
+    """Why no sensor would let a held run go, as the end of a sentence; None if one will."""
+    from dagster_claude_batch.sensor import RESOURCE_TAG  # noqa: PLC0415  # the sensor needs assets
+
+    sensors = [
+        each
+        for each in context.repository_def.sensor_defs
+        if each.tags.get(RESOURCE_TAG) == claude_resource
+    ]
+    if not sensors:
+        return (
+            f"this code location has no sensor for the resource {claude_resource!r} "
+            "(`claude_batch_sensor`)."
+        )
+    if all(_is_off(context, each) for each in sensors):
+        return f"the sensor {sensors[0].name!r} is switched off."
+    return None
+
+
+def _is_off(context: dg.AssetExecutionContext, sensor: dg.SensorDefinition) -> bool:
+    job_origin = context.run.remote_job_origin
+    if job_origin is None:
+        return False
+    origin = job_origin.repository_origin.get_instigator_origin(sensor.name)
+    state = context.instance.get_instigator_state(origin.get_id(), origin.get_selector().get_id())
+    if state is None:
+        return sensor.default_status == dg.DefaultSensorStatus.STOPPED
+    return state.status.value == "STOPPED"

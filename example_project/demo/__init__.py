@@ -1,0 +1,1 @@
+"""Plays the person at the Dagster UI: `python -m example_project`."""

@@ -1,0 +1,132 @@
+"""Drives a real Dagster, webserver, daemon and code server, as a person at its UI does."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from example_project.demo.dagster_api import (
+    AssetEvent,
+    Backfill,
+    CheckExecution,
+    DagsterRefusedError,
+    Run,
+    RunStatus,
+    Tick,
+)
+from example_project.demo.local_dagster import LocalDagster, LocalDagsterError
+from example_project.demo.partition_statuses import PartitionStatus
+
+__all__ = [
+    "AssetEvent",
+    "Backfill",
+    "CheckExecution",
+    "DagsterDriver",
+    "DagsterRefusedError",
+    "LocalDagsterError",
+    "PartitionStatus",
+    "Run",
+    "RunStatus",
+    "Tick",
+]
+
+RUN_TIMEOUT = 90.0
+
+
+class DagsterDriver(LocalDagster):
+    """A Dagster of its own in a directory of its own, gone when the context is left.
+
+    If the test fails, the end of Dagster's log is printed, where pytest shows it.
+    """
+
+    def __init__(  # noqa: PLR0913 - all but the directory are optional keywords
+        self,
+        directory: Path,
+        *,
+        module: str | None = None,
+        file: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        extra_yaml: str = "",
+    ) -> None:
+        """Take exactly one of ``module`` and ``file``; ``cwd`` is ``directory`` if left out."""
+        if (module is None) == (file is None):
+            raise TypeError("give exactly one of `module` and `file`")
+        super().__init__(
+            ["-m", module] if module else ["-f", str(file)],
+            home=directory / "dagster_home",
+            env=env,
+            cwd=cwd or directory,
+            extra_yaml=extra_yaml,
+        )
+
+    def __enter__(self) -> Self:
+        try:
+            return super().__enter__()
+        except BaseException:
+            self._print_log()
+            raise
+
+    def __exit__(
+        self,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        super().__exit__(error_type, error, traceback)
+        if error is not None:
+            self._print_log()
+
+    @property
+    def session_id(self) -> int:
+        """Id of the session, and of the process group, of everything that was started."""
+        assert self._process is not None
+        return self._process.pid
+
+    def failed_and_missing(self, asset: str) -> list[str]:
+        """Return the partitions that "Backfill only failed and missing" offers."""
+        statuses = self.partition_statuses(asset)
+        return [key for key, status in statuses.items() if status in ("failed", "missing")]
+
+    def launch_failed_and_missing(
+        self, asset: str, *, run_config: Mapping[str, Any] | None = None
+    ) -> str | None:
+        """Launch what "Backfill only failed and missing" would; None if it offers nothing."""
+        partitions = self.failed_and_missing(asset)
+        if not partitions:
+            return None
+        return self.launch_backfill([asset], partitions, run_config=run_config)
+
+    def wait_for_run(self, run_id: str, *, timeout: float = RUN_TIMEOUT) -> Run:
+        """Wait until a run has ended, however it ended."""
+        self.wait_for(
+            lambda: self.run(run_id).is_ended, timeout=timeout, what=f"run {run_id} to end"
+        )
+        return self.run(run_id)
+
+    def wait_for_backfill(self, backfill_id: str, *, timeout: float = RUN_TIMEOUT) -> Backfill:
+        """Wait until a backfill has ended, however it ended."""
+        self.wait_for(
+            lambda: self.backfill(backfill_id).is_ended,
+            timeout=timeout,
+            what=f"backfill {backfill_id} to end",
+        )
+        return self.backfill(backfill_id)
+
+    def wait_for_statuses(
+        self, asset: str, expected: Mapping[str, PartitionStatus], *, timeout: float = RUN_TIMEOUT
+    ) -> None:
+        """Wait until the asset's partition bar shows exactly ``expected``."""
+        self.wait_for(
+            lambda: self.partition_statuses(asset) == expected,
+            timeout=timeout,
+            what=f"{asset} to show {expected}",
+        )
+
+    def backfill_runs(self, backfill_id: str, *, statuses: Sequence[RunStatus] = ()) -> list[Run]:
+        """Return the runs tagged with a backfill, newest first."""
+        return self.runs(statuses=statuses, tags={"dagster/backfill": backfill_id})
+
+    def _print_log(self) -> None:
+        print(f"\n--- the end of {self.log} ---\n{self.log_tail()}", file=sys.stderr)  # noqa: T201 - pytest shows it when a test fails
