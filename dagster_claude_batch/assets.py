@@ -2,33 +2,26 @@
 
 import json
 import re
-import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import Any, Final, Literal
 
 import dagster as dg
 from anthropic.types.message_create_params import MessageCreateParamsNonStreaming
 from pydantic import BaseModel
 
 from dagster_claude_batch import finishing, partitions
-from dagster_claude_batch.advance import Engine
+from dagster_claude_batch.batch_asset import BatchAsset, register
 from dagster_claude_batch.chunking import MAX_BATCH_REQUESTS, SizeLimits
 from dagster_claude_batch.config import ClaudeBatchConfig
 from dagster_claude_batch.declaration import Declaration
 from dagster_claude_batch.errors import DeclarationError
 from dagster_claude_batch.output import Output
-from dagster_claude_batch.planning import RunIdentity, refuse_collisions
+from dagster_claude_batch.planning import refuse_collisions
 from dagster_claude_batch.prompt import RequestShape, Template
 from dagster_claude_batch.source import parse_query, parse_table_name
 from dagster_claude_batch.tables import TableName
 from dagster_claude_batch.waiting import materialize
-from dagster_claude_batch.warehouse import Connection, Warehouse
-
-if TYPE_CHECKING:
-    from dagster_claude_batch.resource import ClaudeBatchResource
 
 SourceLike = dg.AssetsDefinition | dg.AssetSpec | dg.SourceAsset | dg.AssetKey | Sequence[str] | str
 
@@ -40,89 +33,6 @@ _RESERVED_PARAMS: Final = {
     "stream": "nothing: batches do not stream",
     "speed": "nothing: batches have no speed",
 }
-
-
-@dataclass(frozen=True)
-class BatchAsset:
-    """A declared asset, and the names of the resources it works with."""
-
-    declaration: Declaration
-    partitions_def: dg.PartitionsDefinition | None
-    duckdb_resource: str
-    claude_resource: str
-    wait: Literal["sensor", "run"]
-    bound_resources: Mapping[str, dg.ResourceDefinition] = field(
-        default_factory=dict[str, dg.ResourceDefinition]
-    )
-
-    def resource_defs(self) -> Mapping[str, dg.ResourceDefinition]:
-        """The resources as the code location binds them."""
-        names = (self.duckdb_resource, self.claude_resource)
-        return {name: self.bound_resources[name] for name in names}
-
-
-_BATCH_ASSETS: Final["weakref.WeakKeyDictionary[object, BatchAsset]"] = weakref.WeakKeyDictionary()
-"""By op definition, which stays the same however often Dagster copies the asset around it."""
-
-
-def batch_asset(assets_def: dg.AssetsDefinition) -> BatchAsset | None:
-    """What was declared for an asset; None for an asset of another kind."""
-    if not assets_def.is_executable:
-        return None
-    return _BATCH_ASSETS.get(assets_def.node_def)
-
-
-def batch_assets_of(repository: dg.RepositoryDefinition) -> list[BatchAsset]:
-    """All batch assets of a code location, with their resources."""
-    found: dict[int, BatchAsset] = {}
-    for assets_def in repository.assets_defs_by_key.values():
-        asset = batch_asset(assets_def)
-        if asset is not None:
-            bound = dict(assets_def.resource_defs)
-            found[id(assets_def.node_def)] = BatchAsset(
-                **{**asset.__dict__, "bound_resources": bound}
-            )
-    return list(found.values())
-
-
-def engine_for(
-    asset: BatchAsset,
-    *,
-    duckdb: object,
-    claude: "ClaudeBatchResource",
-    run_id: str,
-    retry_of: str | None = None,
-    log: Any,  # noqa: ANN401  # Dagster's log manager is no logging.Logger to a type checker
-) -> Engine:
-    """Put a declaration to work with the resources of a run."""
-    return Engine(
-        asset.declaration,
-        Warehouse(
-            lambda: open_connection(duckdb),
-            lock_timeout_seconds=claude.lock_timeout_seconds,
-            log=log,
-        ),
-        claude,
-        RunIdentity(run_id, retry_of),
-        lambda keys: partitions.slices(asset.partitions_def, keys),
-        log=log,
-    )
-
-
-def open_connection(duckdb: Any) -> AbstractContextManager[Connection]:  # noqa: ANN401  # any resource that opens DuckDB
-    """Open what a resource yields: `get_connection()`, or `duckdb_connect()` of dagster-ducklake.
-
-    Raises:
-        TypeError: The resource has neither.
-    """
-    for name in ("get_connection", "duckdb_connect"):
-        opener = getattr(duckdb, name, None)
-        if opener is not None:
-            return opener()
-    raise TypeError(
-        f"The DuckDB resource is a {type(duckdb).__name__}, which has neither get_connection() "
-        "nor duckdb_connect(). Use dagster_duckdb.DuckDBResource."
-    )
 
 
 def build_claude_batch_asset(  # noqa: PLR0913  # a declaration is made of its arguments
@@ -270,7 +180,7 @@ def build_claude_batch_asset(  # noqa: PLR0913  # a declaration is made of its a
     def compute(context: dg.AssetExecutionContext, config: ClaudeBatchConfig) -> Iterator[Any]:
         yield from materialize(context, config, batch)
 
-    _BATCH_ASSETS[compute.node_def] = batch
+    register(compute, batch)
     return compute
 
 

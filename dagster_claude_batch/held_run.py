@@ -8,7 +8,7 @@ import json
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 import dagster as dg
@@ -53,6 +53,12 @@ _OURS: Final = ".dagster/claude_batch."
 
 WAITING: Final = "waiting"
 RELEASED: Final = "released"
+
+SENSOR_RESOURCE_TAG: Final = "dagster_claude_batch/claude_resource"
+"""On a sensor definition: the key of the Claude resource whose held runs it lets go."""
+
+OLD_AGE: Final = timedelta(hours=10)
+"""From this age of a batch on, looks are ten times as far apart as at first."""
 
 LAST_IN_QUEUE: Final = "-1000"
 """Dagster counts a held run against tag limits before it looks at pools: so it goes last."""
@@ -386,3 +392,12 @@ def in_queue(
     """Held runs with these tags and statuses, oldest first."""
     found = instance.get_runs(dg.RunsFilter(tags=dict(tags), statuses=list(statuses)))
     return list(reversed(list(found)))
+
+
+def pause_after(age: timedelta, poll_interval: timedelta) -> timedelta:
+    """How long to wait before the next look at batches of this age.
+
+    One interval for the first hour, then longer and longer, up to ten intervals.
+    """
+    hours = max(0.0, (age - timedelta(hours=1)) / (OLD_AGE - timedelta(hours=1)))
+    return poll_interval * min(10.0, 1.0 + 9.0 * hours)

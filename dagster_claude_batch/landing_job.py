@@ -6,7 +6,7 @@ from typing import Final
 import dagster as dg
 from pydantic import Field
 
-from dagster_claude_batch.assets import BatchAsset, batch_assets_of, engine_for
+from dagster_claude_batch.batch_asset import BatchAsset, batch_assets_of, engine_for
 
 LEFT_TAG: Final = ".dagster/claude_batch.left"
 """On a landing run that has ended: how many batches are still out."""

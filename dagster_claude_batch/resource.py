@@ -201,8 +201,11 @@ class LocalClaudeBatchResource(ClaudeBatchResource):
         description="`package.module:function` of `(params, custom_id, seen)` that names how a "
         "request ends other than with an answer.",
     )
-    processing_seconds: tuple[float, float] = Field(
-        default=(2.0, 6.0), description="Shortest and longest time that a batch takes."
+    processing_seconds: list[float] = Field(
+        default=[2.0, 6.0],
+        min_length=2,
+        max_length=2,
+        description="Shortest and longest time that a batch takes.",
     )
     max_queued_requests: int = Field(
         default=200_000, description="Requests in the queue above which a batch is refused."
@@ -215,7 +218,7 @@ class LocalClaudeBatchResource(ClaudeBatchResource):
             self.path,
             answer=self.answer,
             outcome=self.outcome,
-            processing_seconds=self.processing_seconds,
+            processing_seconds=(self.processing_seconds[0], self.processing_seconds[1]),
             max_queued_requests=self.max_queued_requests,
         )
 

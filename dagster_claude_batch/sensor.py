@@ -18,14 +18,8 @@ from dagster_claude_batch.held_run import HeldRun, Wait
 from dagster_claude_batch.landing_job import LEFT_TAG, build_landing_job
 from dagster_claude_batch.resource import ClaudeBatchResource
 
-RESOURCE_TAG: Final = "dagster_claude_batch/claude_resource"
-"""On the sensor definition: the key of the Claude resource that it watches for."""
-
 GRACE: Final = timedelta(minutes=10)
 """How long batches outlive the last run that waited for them, before they are cancelled."""
-
-OLD_AGE: Final = timedelta(hours=10)
-"""From this age of a batch on, looks are ten times as far apart as at first."""
 
 STUCK: Final = timedelta(minutes=5)
 """A held run that is still not enqueued after this long was left behind by a crash."""
@@ -70,15 +64,6 @@ class Look:
 
     ended: frozenset[str] = frozenset()
     in_queue: int = 0
-
-
-def pause_after(age: timedelta, poll_interval: timedelta) -> timedelta:
-    """How long to wait before the next look at batches of this age.
-
-    One interval for the first hour, then longer and longer, up to ten intervals.
-    """
-    hours = max(0.0, (age - timedelta(hours=1)) / (OLD_AGE - timedelta(hours=1)))
-    return poll_interval * min(10.0, 1.0 + 9.0 * hours)
 
 
 def may_go(held: HeldRun, look: Look, now: datetime, window: int) -> bool:
@@ -180,7 +165,7 @@ class Tick:
             return f"The API could not be asked ({type(error).__name__}: {error}).", nothing
         begun = [w.since for w in waits if w.since and not look.ended.issuperset(w.batch_ids)]
         age = self.now - max(begun) if begun else timedelta()
-        pause = pause_after(age, timedelta(seconds=self.claude.poll_interval_seconds))
+        pause = held_run.pause_after(age, timedelta(seconds=self.claude.poll_interval_seconds))
         self.cursor.next_look = (self.now + pause).timestamp()
         return None, look
 
@@ -352,7 +337,7 @@ def build_claude_batch_sensor(
         minimum_interval_seconds=minimum_interval_seconds,
         default_status=dg.DefaultSensorStatus.RUNNING,
         required_resource_keys={claude_resource},
-        tags={RESOURCE_TAG: claude_resource},
+        tags={held_run.SENSOR_RESOURCE_TAG: claude_resource},
         description=(
             "Lets runs go that wait for Claude batches, as soon as their results are ready. "
             "It must be running: without it, nobody collects."

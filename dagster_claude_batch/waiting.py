@@ -4,25 +4,23 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dagster as dg
 from dagster._core.storage.tags import PARENT_RUN_ID_TAG, RETRY_NUMBER_TAG
 
 from dagster_claude_batch import finishing, held_run, ledger
 from dagster_claude_batch.advance import Engine, Waiting
+from dagster_claude_batch.batch_asset import BatchAsset, batch_asset, engine_for
 from dagster_claude_batch.config import ClaudeBatchConfig
 from dagster_claude_batch.errors import NoSensorError
 from dagster_claude_batch.ledger import Materialization, MaterializationConfig
 from dagster_claude_batch.report import PartitionReport, report_on
 from dagster_claude_batch.warehouse import Connection
 
-if TYPE_CHECKING:
-    from dagster_claude_batch.assets import BatchAsset
-
 
 def materialize(
-    context: dg.AssetExecutionContext, config: ClaudeBatchConfig, asset: "BatchAsset"
+    context: dg.AssetExecutionContext, config: ClaudeBatchConfig, asset: BatchAsset
 ) -> Iterator[Any]:
     """Work on the run's partitions as far as possible, and finish them or wait."""
     run = Run(context, config, asset)
@@ -45,14 +43,12 @@ class Run:
 
     context: dg.AssetExecutionContext
     config: ClaudeBatchConfig
-    asset: "BatchAsset"
+    asset: BatchAsset
     engine: Engine = field(init=False)
     _held_id: str | None = None
     _materializations: Sequence[Materialization] = ()
 
     def __post_init__(self) -> None:
-        from dagster_claude_batch.assets import engine_for  # noqa: PLC0415  # they wire each other
-
         run = self.context.run
         # Only Dagster's own retries carry a number: a person's re-execution asks anew.
         is_retry = RETRY_NUMBER_TAG in run.tags
@@ -138,8 +134,6 @@ class Run:
         run, held_id = self.context.run, held_run.held_run_id(self.context.run.run_id)
         self.engine.attach_run(held_id, self._materializations)
         repository = self.context.repository_def
-        from dagster_claude_batch.assets import batch_asset  # noqa: PLC0415  # they wire each other
-
         self._held_id = held_run.make(
             self.context.instance,
             run,
@@ -190,13 +184,11 @@ class Run:
     # --- in the run -------------------------------------------------------------------------
 
     def _wait_here(self, materializations: Sequence[Materialization], waiting: Waiting) -> None:
-        from dagster_claude_batch.sensor import pause_after  # noqa: PLC0415  # the sensor needs assets
-
         interval = timedelta(seconds=self.engine.claude.poll_interval_seconds)
         left: Waiting | None = waiting
         while left is not None:
             now = self.engine.claude.now()
-            pause = pause_after(now - (left.since or now), interval)
+            pause = held_run.pause_after(now - (left.since or now), interval)
             if left.not_before is not None:
                 pause = max(timedelta(), min(pause, left.not_before - now))
             self.context.log.info(
@@ -209,12 +201,10 @@ class Run:
 
 def sensor_problem(context: dg.AssetExecutionContext, claude_resource: str) -> str | None:
     """Why no sensor would let a held run go, as the end of a sentence; None if one will."""
-    from dagster_claude_batch.sensor import RESOURCE_TAG  # noqa: PLC0415  # the sensor needs assets
-
     sensors = [
         each
         for each in context.repository_def.sensor_defs
-        if each.tags.get(RESOURCE_TAG) == claude_resource
+        if each.tags.get(held_run.SENSOR_RESOURCE_TAG) == claude_resource
     ]
     if not sensors:
         return (

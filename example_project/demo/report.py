@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 COST = "cost_usd"
-STANDARD_COST = "standard_cost_usd"
+STANDARD_COST = "cost_usd_standard_price"
 TEXT_WIDTH = 40
 
 
@@ -23,18 +23,16 @@ class Cost:
     """USD of all partitions, and what the same requests would have cost outside batches."""
 
     batch: float
-    standard: float | None
+    standard: float
 
 
 def cost_of(materializations: Sequence[Mapping[str, Any]]) -> Cost | None:
     """Add up the metadata of the partitions; None if a price is unknown."""
-    costs = [metadata.get(COST) for metadata in materializations]
-    standard = [metadata.get(STANDARD_COST) for metadata in materializations]
-    if not costs or None in costs:
+    if not all(STANDARD_COST in metadata for metadata in materializations):
         return None
     return Cost(
-        batch=sum(float(cost) for cost in costs if cost is not None),
-        standard=None if None in standard else sum(float(cost or 0) for cost in standard),
+        batch=sum(metadata[COST] for metadata in materializations),
+        standard=sum(metadata[STANDARD_COST] for metadata in materializations),
     )
 
 
@@ -55,10 +53,10 @@ def print_cost(console: Console, cost: Cost | None, *, simulated: bool) -> None:
         console.print("Cost: unknown for this model.")
         return
     real = "would have cost" if simulated else "cost"
-    line = f"In batches this {real} [bold]${cost.batch:.4f}[/bold]"
-    if cost.standard is not None:
-        line += f"; one request at a time, ${cost.standard:.4f}"
-    console.print(line + ("; simulated, so nothing was paid." if simulated else "."))
+    console.print(
+        f"In batches this {real} [bold]${cost.batch:.4f}[/bold]; without the batch discount, "
+        f"${cost.standard:.4f}{'. It was simulated: nothing was paid.' if simulated else '.'}"
+    )
 
 
 def _tables(connection: duckdb.DuckDBPyConnection) -> Iterator[Table]:

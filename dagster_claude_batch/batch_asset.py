@@ -1,0 +1,102 @@
+"""A declared asset among Dagster's definitions, and the engine that works on it."""
+
+import weakref
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Literal
+
+import dagster as dg
+
+from dagster_claude_batch import partitions
+from dagster_claude_batch.advance import Engine
+from dagster_claude_batch.declaration import Declaration
+from dagster_claude_batch.planning import RunIdentity
+from dagster_claude_batch.resource import ClaudeBatchResource
+from dagster_claude_batch.warehouse import Connection, Warehouse
+
+
+@dataclass(frozen=True)
+class BatchAsset:
+    """A declared asset, and the names of the resources it works with."""
+
+    declaration: Declaration
+    partitions_def: dg.PartitionsDefinition | None
+    duckdb_resource: str
+    claude_resource: str
+    wait: Literal["sensor", "run"]
+    bound_resources: Mapping[str, dg.ResourceDefinition] = field(
+        default_factory=dict[str, dg.ResourceDefinition]
+    )
+
+    def resource_defs(self) -> Mapping[str, dg.ResourceDefinition]:
+        """The resources as the code location binds them."""
+        names = (self.duckdb_resource, self.claude_resource)
+        return {name: self.bound_resources[name] for name in names}
+
+
+_BATCH_ASSETS: Final["weakref.WeakKeyDictionary[object, BatchAsset]"] = weakref.WeakKeyDictionary()
+"""By op definition, which stays the same however often Dagster copies the asset around it."""
+
+
+def batch_asset(assets_def: dg.AssetsDefinition) -> BatchAsset | None:
+    """What was declared for an asset; None for an asset of another kind."""
+    if not assets_def.is_executable:
+        return None
+    return _BATCH_ASSETS.get(assets_def.node_def)
+
+
+def batch_assets_of(repository: dg.RepositoryDefinition) -> list[BatchAsset]:
+    """All batch assets of a code location, with their resources."""
+    found: dict[int, BatchAsset] = {}
+    for assets_def in repository.assets_defs_by_key.values():
+        asset = batch_asset(assets_def)
+        if asset is not None:
+            bound = dict(assets_def.resource_defs)
+            found[id(assets_def.node_def)] = replace(asset, bound_resources=bound)
+    return list(found.values())
+
+
+def engine_for(
+    asset: BatchAsset,
+    *,
+    duckdb: object,
+    claude: ClaudeBatchResource,
+    run_id: str,
+    retry_of: str | None = None,
+    log: Any,  # noqa: ANN401  # Dagster's log manager is no logging.Logger to a type checker
+) -> Engine:
+    """Put a declaration to work with the resources of a run."""
+    return Engine(
+        asset.declaration,
+        Warehouse(
+            lambda: open_connection(duckdb),
+            lock_timeout_seconds=claude.lock_timeout_seconds,
+            log=log,
+        ),
+        claude,
+        RunIdentity(run_id, retry_of),
+        lambda keys: partitions.slices(asset.partitions_def, keys),
+        log=log,
+    )
+
+
+def open_connection(duckdb: Any) -> AbstractContextManager[Connection]:  # noqa: ANN401  # any resource that opens DuckDB
+    """Open what a resource yields: `get_connection()`, or `duckdb_connect()` of dagster-ducklake.
+
+    Raises:
+        TypeError: The resource has neither.
+    """
+    for name in ("get_connection", "duckdb_connect"):
+        opener = getattr(duckdb, name, None)
+        if opener is not None:
+            return opener()
+    raise TypeError(
+        f"The DuckDB resource is a {type(duckdb).__name__}, which has neither get_connection() "
+        "nor duckdb_connect(). Use dagster_duckdb.DuckDBResource."
+    )
+
+
+def register(assets_def: dg.AssetsDefinition, asset: BatchAsset) -> None:
+    """Remember what was declared for an asset."""
+    _BATCH_ASSETS[assets_def.node_def] = asset
