@@ -20,10 +20,15 @@ class LandingConfig(dg.Config):
     )
 
 
+def op_name_of(job_name: str) -> str:
+    """The op of a landing job: its name must be unique in the code location, as the job's."""
+    return f"{job_name}_op"
+
+
 def build_landing_job(name: str, *, claude_resource: str) -> dg.JobDefinition:
     """Build the landing job for all assets of a code location that use this Claude resource."""
 
-    @dg.op(name=name, description="Lands answers that were paid for and that no run waits for.")
+    @dg.op(name=op_name_of(name), description="Lands answers that were paid for and that no run waits for.")
     def land(context: dg.OpExecutionContext, config: LandingConfig) -> None:
         left = 0
         for asset in batch_assets_of(context.repository_def):

@@ -15,7 +15,7 @@ import httpx2
 
 from dagster_claude_batch import held_run
 from dagster_claude_batch.held_run import HeldRun, Wait
-from dagster_claude_batch.landing_job import LEFT_TAG, build_landing_job
+from dagster_claude_batch.landing_job import LEFT_TAG, build_landing_job, op_name_of
 from dagster_claude_batch.resource import ClaudeBatchResource
 
 GRACE: Final = timedelta(minutes=10)
@@ -245,7 +245,7 @@ class Tick:
         return [
             dg.RunRequest(
                 run_key=self.cursor.landing,
-                run_config={"ops": {self.landing_job: {"config": config}}},
+                run_config={"ops": {op_name_of(self.landing_job): {"config": config}}},
             )
         ]
 

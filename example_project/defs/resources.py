@@ -29,6 +29,6 @@ def _claude_batch() -> ClaudeBatchResource:
         path=str(home() / "simulator"),
         answer="example_project.simulated:answer",
         outcome="example_project.simulated:outcome",
-        processing_seconds=(10.0, 20.0),
-        poll_interval_seconds=5,
+        processing_seconds=[4.0, 8.0],
+        poll_interval_seconds=3,
     )

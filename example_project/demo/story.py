@@ -111,7 +111,9 @@ class Watch:
 
     def _tell_steps(self, progress: Progress) -> None:
         for key, stage in progress.stages.items():
-            if stage != self._seen[key]:
+            if (self._seen[key], stage) == ("collecting", "waiting"):
+                self._say(f"{key}: waiting again, for rows that failed and were sent once more")
+            elif stage != self._seen[key]:
                 self._say(f"{key}: {stage}")
         self._seen = dict(progress.stages)
 
