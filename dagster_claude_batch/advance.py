@@ -116,7 +116,7 @@ class Engine:
             in_doubt = self._reconcile(still_open)
             moved = self._land_ended(still_open)
             moved |= self._plan_or_end(still_open)
-            delayed = self._send(still_open) if not in_doubt else in_doubt
+            delayed = in_doubt or self._send(still_open)
             if not moved:
                 return self._waiting(materializations, delayed)
 
@@ -247,7 +247,7 @@ class Engine:
         """A batch that the API does not show: given up only when its results must be gone."""
         if chunk.submitted_at is None or self.claude.now() - chunk.submitted_at < RESULTS_LAST:
             return None
-        nothing = dict.fromkeys(("succeeded", "errored", "canceled", "expired"), 0)
+        nothing = {"succeeded": 0, "errored": 0, "canceled": 0, "expired": 0}
         return _expired_landing(chunk, nothing, None)
 
     def _land(self, materialization: Materialization, landing: Landing) -> bool:

@@ -50,7 +50,7 @@ class Prices:
     base: Rates
     tiers: tuple[tuple[int, Rates], ...] = ()
 
-    def sql(  # noqa: PLR0913 - one argument for each count that is priced
+    def sql(
         self,
         *,
         input_tokens: str,
@@ -83,7 +83,7 @@ class Prices:
         cost = f"CASE {' '.join(cases)} ELSE {base} END" if cases else base
         return f"CAST({cost} AS {USD_TYPE})"
 
-    def usd(  # noqa: PLR0913 - one argument for each count that is priced
+    def usd(
         self,
         *,
         input_tokens: int | None = None,

@@ -167,7 +167,7 @@ def make(
     # Never the run before its limit: a pool without one does not block.
     instance.event_log_storage.set_concurrency_slots(pool, 0)
     try:
-        held = instance.create_run(
+        held = instance.create_run(  # pyright: ignore[reportUnknownMemberType]  # not public
             job_name=run.job_name,
             run_id=held_id,
             run_config=run.run_config,

@@ -38,7 +38,7 @@ def counts_of(batch: MessageBatch) -> dict[str, int]:
     return batch.request_counts.model_dump(include={"succeeded", "errored", "canceled", "expired"})
 
 
-def land(  # noqa: PLR0913  # what came back, and where it belongs
+def land(  # what came back, and where it belongs
     connection: Connection,
     declaration: Declaration,
     registered: LedgerAsset,
@@ -102,7 +102,8 @@ def _gather(
             coalesce(s.cache_write_tokens, 0) AS _cache_write_tokens,
             CASE WHEN s.ordinal IS NULL THEN NULL WHEN {unbilled} THEN 0 ELSE {cost} END
                 AS _cost_usd,
-            $batch_id AS _batch_id, coalesce(s.custom_id, $nonce || '-' || q._ordinal) AS _custom_id,
+            $batch_id AS _batch_id,
+            coalesce(s.custom_id, $nonce || '-' || q._ordinal) AS _custom_id,
             s.request_id AS _request_id
         FROM {registered.requests.sql} AS q
         LEFT JOIN claude_batch_staged AS s ON s.ordinal = q._ordinal

@@ -28,7 +28,10 @@ def op_name_of(job_name: str) -> str:
 def build_landing_job(name: str, *, claude_resource: str) -> dg.JobDefinition:
     """Build the landing job for all assets of a code location that use this Claude resource."""
 
-    @dg.op(name=op_name_of(name), description="Lands answers that were paid for and that no run waits for.")
+    @dg.op(
+        name=op_name_of(name),
+        description="Lands answers that were paid for and that no run waits for.",
+    )
     def land(context: dg.OpExecutionContext, config: LandingConfig) -> None:
         left = 0
         for asset in batch_assets_of(context.repository_def):
@@ -37,16 +40,11 @@ def build_landing_job(name: str, *, claude_resource: str) -> dg.JobDefinition:
         context.instance.add_run_tags(context.run_id, {LEFT_TAG: str(left)})
         context.log.info(f"{left:,} batches are still out.")
 
-    @dg.job(
-        name=name,
+    return dg.GraphDefinition(name=name, node_defs=[land]).to_job(
         description="Lands the answers of batches whose runs were cancelled. Started by the "
         "sensor; safe to start by hand.",
         executor_def=dg.in_process_executor,
     )
-    def landing() -> None:
-        land()
-
-    return landing
 
 
 def _settle(context: dg.OpExecutionContext, asset: BatchAsset, config: LandingConfig) -> int:

@@ -41,8 +41,8 @@ _CHUNKS_PER_ASSET: Final = 2**32
 # Each entry leads from the version before it to its own; the first one creates the ledger.
 _MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
     (
-        "CREATE TABLE claude_batch.assets "
-        "(asset_id INTEGER, asset VARCHAR, row_key VARCHAR[], chunks BIGINT)",
+        """CREATE TABLE claude_batch.assets (
+            asset_id INTEGER, asset VARCHAR, row_key VARCHAR[], chunks BIGINT)""",
         "CREATE TABLE claude_batch.workspaces (workspace VARCHAR, sends BIGINT)",
         """CREATE TABLE claude_batch.materializations (
             materialization_id VARCHAR, asset VARCHAR, partitions VARCHAR[], state VARCHAR,

@@ -37,7 +37,7 @@ from dagster_claude_batch.tables import (
     create_schema,
     grow_table,
 )
-from dagster_claude_batch.warehouse import Connection, read_arrow, rows
+from dagster_claude_batch.warehouse import Connection, read_arrow, rows, values_of
 
 _REQUEST_OVERHEAD: Final = 100
 """Bytes of a request besides its parameters: the custom id and the JSON around it."""
@@ -51,7 +51,7 @@ class RunIdentity:
     retry_of: str | None = None
 
 
-def attach(  # noqa: PLR0913  # what a run is, what it wants and when
+def attach(  # what a run is, what it wants and when
     connection: Connection,
     declaration: Declaration,
     run: RunIdentity,
@@ -231,7 +231,7 @@ def _sizes_of_chunks(plan: Plan, attempt: int, max_tokens: int) -> list[tuple[in
         "ORDER BY place",
         {"attempt": attempt, "max_tokens": max_tokens},
     )
-    sizes = (int(size) + fixed for batch in due for size in batch.column(0).to_pylist())
+    sizes = (int(size) + fixed for batch in due for size in values_of(batch, 0))
     try:
         chunks = into_chunks(sizes, _limits_of_attempt(plan.declaration.limits, attempt))
         return [(len(positions), size) for positions, size in chunks]

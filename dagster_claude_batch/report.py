@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
@@ -119,20 +118,17 @@ def _batches(
     connection: Connection, registered: LedgerAsset, ids: Sequence[str], partition: str | None
 ) -> tuple[list[str], float]:
     """The batches that served a partition, and from the first sending to the last end."""
-    found: list[tuple[str, datetime | None, datetime | None]] = [
-        (str(batch_id), sending_at, ended_at)
-        for batch_id, sending_at, ended_at in rows(
-            connection,
-            "SELECT DISTINCT c.batch_id, c.sending_at, c.ended_at "
-            + _REQUESTS_HERE.format(requests=registered.requests.sql)
-            + " ORDER BY c.sending_at",
-            {"ids": list(ids), "partition": partition},
-        )
-    ]
+    found = rows(
+        connection,
+        "SELECT DISTINCT c.batch_id, c.sending_at, c.ended_at "
+        + _REQUESTS_HERE.format(requests=registered.requests.sql)
+        + " ORDER BY c.sending_at",
+        {"ids": list(ids), "partition": partition},
+    )
     begun = [moment for _, moment, _ in found if moment]
     ended = [moment for _, _, moment in found if moment]
     waited = (max(ended) - min(begun)).total_seconds() if begun and ended else 0.0
-    return [batch_id for batch_id, _, _ in found], max(0.0, waited)
+    return [str(batch_id) for batch_id, _, _ in found], max(0.0, waited)
 
 
 def _kept(

@@ -13,13 +13,14 @@ from typing import IO, Any, Final
 import duckdb
 import pyarrow as pa
 from anthropic.types.messages import MessageBatch
+from pydantic import BaseModel
 
 from dagster_claude_batch.errors import InvalidOutputError
 from dagster_claude_batch.outcomes import failure_of_stop_reason
 from dagster_claude_batch.output import Output
 from dagster_claude_batch.resource import ClaudeBatchResource
 from dagster_claude_batch.submission import nonce_in, ordinal_in, size_of
-from dagster_claude_batch.warehouse import read_arrow
+from dagster_claude_batch.warehouse import columns_of, read_arrow
 
 DOWNLOADS: Final = 3
 """How often a download that lacks lines is repeated before these lines count as missing."""
@@ -63,7 +64,7 @@ _COLUMNS: Final = {
         error STRUCT(request_id VARCHAR, error STRUCT("type" VARCHAR, message VARCHAR)))""",
 }
 
-_LINES: Final = f"""
+_LINES: Final = """
     SELECT custom_id, result."type" AS type, message.model, message.stop_reason,
         message.stop_details.explanation AS explanation,
         coalesce(
@@ -141,11 +142,7 @@ def _lines_in_sql(path: Path) -> Iterator[_Line]:
         connection.execute("SET produce_arrow_string_view = false")
         sql = _LINES.replace("$columns", columns)
         for batch in read_arrow(connection, sql, {"path": str(path)}):
-            yield from (_Line(*values) for values in zip(*_values(batch), strict=True))
-
-
-def _values(batch: pa.RecordBatch) -> list[list[Any]]:
-    return [column.to_pylist() for column in batch.columns]
+            yield from (_Line(*values) for values in zip(*columns_of(batch), strict=True))
 
 
 def _lines_in_python(path: Path) -> Iterator[_Line]:
@@ -159,10 +156,11 @@ def _lines_in_python(path: Path) -> Iterator[_Line]:
 def _line_in_python(raw: bytes, number: int) -> _Line:
     text = raw.decode("utf-8", errors="replace")
     try:
-        parsed = json.loads(text)
-        return _parsed_line(parsed)
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
-        return _Line(_custom_id_in(text), None, error_message=f"Line {number + 1}: {error}")
+        parsed = _RawLine.model_validate(json.loads(text))
+    except ValueError as error:
+        problem = f"Line {number + 1} of the results cannot be read: {type(error).__name__}."
+        return _Line(_custom_id_in(text), None, error_message=problem)
+    return parsed.line()
 
 
 def _custom_id_in(text: str) -> str:
@@ -171,37 +169,94 @@ def _custom_id_in(text: str) -> str:
     return rest.split('"')[1] if found and rest.count('"') > 1 else ""
 
 
-def _parsed_line(parsed: dict[str, Any]) -> _Line:
-    result = parsed["result"]
-    message = result.get("message") or {}
-    usage = message.get("usage") or {}
-    error = (result.get("error") or {}).get("error") or {}
-    return _Line(
-        parsed["custom_id"],
-        result.get("type"),
-        model=message.get("model"),
-        stop_reason=message.get("stop_reason"),
-        explanation=(message.get("stop_details") or {}).get("explanation"),
-        text=_text_of(message.get("content") or []),
-        input_tokens=usage.get("input_tokens"),
-        output_tokens=usage.get("output_tokens"),
-        cache_read_tokens=usage.get("cache_read_input_tokens"),
-        cache_write_tokens=usage.get("cache_creation_input_tokens"),
-        cache_write_1h_tokens=(usage.get("cache_creation") or {}).get("ephemeral_1h_input_tokens"),
-        web_searches=(usage.get("server_tool_use") or {}).get("web_search_requests"),
-        error_type=error.get("type"),
-        error_message=error.get("message"),
-        request_id=(result.get("error") or {}).get("request_id"),
-    )
+class _Block(BaseModel):
+    type: str | None = None
+    text: Any = None
+    input: Any = None
 
 
-def _text_of(content: Iterable[dict[str, Any]]) -> str | None:
-    blocks = list(content)
-    texts = [str(block.get("text", "")) for block in blocks if block.get("type") == "text"]
-    if texts:
-        return "".join(texts)
-    inputs = [block.get("input") for block in blocks if block.get("type") == "tool_use"]
-    return json.dumps(inputs[0]) if inputs else None
+class _CacheCreation(BaseModel):
+    ephemeral_1h_input_tokens: int | None = None
+
+
+class _ServerToolUse(BaseModel):
+    web_search_requests: int | None = None
+
+
+class _Usage(BaseModel):
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cache_read_input_tokens: int | None = None
+    cache_creation_input_tokens: int | None = None
+    cache_creation: _CacheCreation | None = None
+    server_tool_use: _ServerToolUse | None = None
+
+
+class _StopDetails(BaseModel):
+    explanation: str | None = None
+
+
+class _Message(BaseModel):
+    model: str | None = None
+    stop_reason: str | None = None
+    stop_details: _StopDetails | None = None
+    content: list[_Block] = []
+    usage: _Usage = _Usage()
+
+    def text(self) -> str | None:
+        """All text blocks, or the input of the first tool use."""
+        texts = [str(block.text or "") for block in self.content if block.type == "text"]
+        if texts:
+            return "".join(texts)
+        inputs = [block.input for block in self.content if block.type == "tool_use"]
+        return json.dumps(inputs[0]) if inputs else None
+
+
+class _ErrorBody(BaseModel):
+    type: str | None = None
+    message: str | None = None
+
+
+class _Error(BaseModel):
+    error: _ErrorBody = _ErrorBody()
+    request_id: str | None = None
+
+
+class _Result(BaseModel):
+    type: str | None = None
+    message: _Message = _Message()
+    error: _Error = _Error()
+
+
+class _RawLine(BaseModel):
+    """A result line as JSON, in the shape of `_COLUMNS`."""
+
+    custom_id: str
+    result: _Result
+
+    def line(self) -> _Line:
+        message, usage, error = self.result.message, self.result.message.usage, self.result.error
+        return _Line(
+            self.custom_id,
+            self.result.type,
+            model=message.model,
+            stop_reason=message.stop_reason,
+            explanation=message.stop_details.explanation if message.stop_details else None,
+            text=message.text(),
+            input_tokens=usage.input_tokens,
+            output_tokens=usage.output_tokens,
+            cache_read_tokens=usage.cache_read_input_tokens,
+            cache_write_tokens=usage.cache_creation_input_tokens,
+            cache_write_1h_tokens=usage.cache_creation.ephemeral_1h_input_tokens
+            if usage.cache_creation
+            else None,
+            web_searches=usage.server_tool_use.web_search_requests
+            if usage.server_tool_use
+            else None,
+            error_type=error.error.type,
+            error_message=error.error.message,
+            request_id=error.request_id,
+        )
 
 
 def _staged(lines: Iterable[_Line], output: Output, nonce: str | None) -> Iterator[pa.RecordBatch]:
@@ -225,9 +280,8 @@ _ROWS_PER_BATCH: Final = 8_192
 
 
 def _record_batch(staged: list[tuple[Any, ...]]) -> pa.RecordBatch:
-    columns = zip(*staged, strict=True)
-    arrays = [pa.array(column, field.type) for column, field in zip(columns, STAGED, strict=True)]
-    return pa.RecordBatch.from_arrays(arrays, schema=STAGED)
+    columns = dict(zip(STAGED.names, map(list, zip(*staged, strict=True)), strict=True))
+    return pa.RecordBatch.from_pydict(columns, schema=STAGED)
 
 
 def _row(line: _Line, ordinal: int, output: Output) -> tuple[Any, ...]:
@@ -282,20 +336,15 @@ def _judge_message(line: _Line, output: Output) -> tuple[str | None, str | None,
 
 def _with_responses(table: pa.Table, path: Path) -> pa.Table:
     """Add the raw result to each failure; answers do not need theirs."""
-    failed = {
-        custom_id
-        for custom_id, outcome in zip(
-            table.column("custom_id").to_pylist(), table.column("outcome").to_pylist(), strict=True
-        )
-        if outcome is not None
-    }
+    staged = table.select(["custom_id", "outcome"]).to_pydict()
+    ids, outcomes = staged["custom_id"], staged["outcome"]
+    failed = {i for i, outcome in zip(ids, outcomes, strict=True) if outcome is not None}
     if not failed:
         return table
     with path.open("rb") as file:
         raw = dict(_raw_results(file, failed))
-    responses = [raw.get(custom_id) for custom_id in table.column("custom_id").to_pylist()]
-    place = STAGED.get_field_index("response")
-    return table.set_column(place, STAGED.field(place), pa.array(responses, pa.string()))
+    responses = pa.array([raw.get(custom_id) for custom_id in ids], pa.string())
+    return table.set_column(STAGED.names.index("response"), "response", responses)
 
 
 def _raw_results(file: IO[bytes], wanted: set[str]) -> Iterator[tuple[str, str]]:

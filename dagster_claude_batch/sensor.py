@@ -110,7 +110,7 @@ class Tick:
         released = self._release(waiting, look)
         self._notice_abandoned(runs)
         self._sweep_pools(runs)
-        requests = self._landing_requests(waiting)
+        requests = self._landing_requests()
         summary = self._summary([each for each, _ in waiting], released, problem)
         return dg.SensorResult(
             run_requests=requests,
@@ -222,9 +222,7 @@ class Tick:
         mine = self._tags().items()
         return any(held_run.HELD_TAG in run.tags and not mine <= run.tags.items() for run in runs)
 
-    def _landing_requests(
-        self, waiting: Sequence[tuple[HeldRun, dg.DagsterRun]]
-    ) -> list[dg.RunRequest]:
+    def _landing_requests(self) -> list[dg.RunRequest]:
         """Ask for a run that lands what nobody waits for, and cancels what was abandoned."""
         now = self._real_now().timestamp()
         if self._is_landing():

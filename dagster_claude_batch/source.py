@@ -234,10 +234,10 @@ def _window_conditions(number: int, kind: str) -> list[str]:
 
 
 def _moment(moment: datetime, kind: str) -> str:
-    """A window's bound as Dagster's IO managers write it: local time, unless the column is aware."""
-    return (
-        moment.isoformat(" ") if kind == _TIMESTAMPTZ else moment.strftime("%Y-%m-%d %H:%M:%S.%f")
-    )
+    """A bound in local time, as Dagster's IO managers write it, unless the column is aware."""
+    if kind == _TIMESTAMPTZ:
+        return moment.isoformat(" ")
+    return moment.strftime("%Y-%m-%d %H:%M:%S.%f")
 
 
 def _type_of_expression(connection: Connection, source: SourceTable, expression: str) -> str:

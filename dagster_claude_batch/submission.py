@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import IO, Any, Final, TypeAlias
+from typing import IO, Any, Final, TypeAlias, cast
 
 import anthropic
 import httpx2
@@ -20,7 +20,7 @@ from dagster_claude_batch.matching import our_keys_as_selected, selected_is_sele
 from dagster_claude_batch.outcomes import is_halt
 from dagster_claude_batch.resource import ClaudeBatchResource
 from dagster_claude_batch.source import PartitionSlice, find_source, select_rows
-from dagster_claude_batch.warehouse import Connection, read_arrow
+from dagster_claude_batch.warehouse import Connection, read_arrow, values_of
 
 MAX_SPOOLED_BYTES: Final = 512_000_000
 """Bodies that wait on disk at the same time."""
@@ -155,12 +155,14 @@ def _choose(
 
 def _distribute(batch: pa.RecordBatch, spools: Mapping[int, "_Spool"]) -> None:
     """Give each chunk its lines, as the bytes that DuckDB made."""
+    lines = cast("pa.StringArray", batch.column(2))
+    unchanged = values_of(batch, 1)
     start = 0
-    for chunk_id, group in itertools.groupby(batch.column(0).to_pylist()):
-        count = sum(1 for _ in group)
-        same = batch.column(1).slice(start, count)
-        spools[chunk_id].write(batch.column(2).slice(start, count), is_fresh=same.false_count == 0)
-        start += count
+    for chunk_id, group in itertools.groupby(values_of(batch, 0)):
+        stop = start + sum(1 for _ in group)
+        is_fresh = all(unchanged[start:stop])
+        spools[chunk_id].write(lines.slice(start, stop - start), is_fresh=is_fresh)
+        start = stop
 
 
 @dataclass
@@ -202,7 +204,7 @@ class _Spool:
 
 def _text_of(strings: pa.StringArray) -> memoryview:
     """The strings' bytes, one behind the other: Arrow's own buffer, not a copy."""
-    _, offsets_buffer, data = strings.buffers()
+    _, offsets_buffer, data = cast("list[pa.Buffer]", strings.buffers())
     offsets = memoryview(offsets_buffer).cast("i")
     first, last = offsets[strings.offset], offsets[strings.offset + len(strings)]
     return memoryview(data)[first:last]

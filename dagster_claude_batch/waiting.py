@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal
 
 import dagster as dg
 from dagster._core.storage.tags import PARENT_RUN_ID_TAG, RETRY_NUMBER_TAG
@@ -23,7 +23,7 @@ def materialize(
     context: dg.AssetExecutionContext, config: ClaudeBatchConfig, asset: BatchAsset
 ) -> Iterator[Any]:
     """Work on the run's partitions as far as possible, and finish them or wait."""
-    run = Run(context, config, asset)
+    run = Run(context, asset, asset.wait if config.wait == "declared" else config.wait)
     if not context.selected_asset_keys:
         reports = run.reports([])
         yield from finishing.check_results(run.key, asset.declaration, reports)
@@ -42,8 +42,8 @@ class Run:
     """One Dagster run that works on a batch asset."""
 
     context: dg.AssetExecutionContext
-    config: ClaudeBatchConfig
     asset: BatchAsset
+    wait: Literal["sensor", "run"]
     engine: Engine = field(init=False)
     _held_id: str | None = None
     _materializations: Sequence[Materialization] = ()
@@ -115,8 +115,7 @@ class Run:
         return True
 
     def _why_in_the_run(self) -> str | None:
-        wait = self.asset.wait if self.config.wait == "declared" else self.config.wait
-        if wait == "run":
+        if self.wait == "run":
             return 'it was asked to (`wait="run"`)'
         return held_run.why_not(self.context.instance, self.context.run)
 

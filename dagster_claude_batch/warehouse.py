@@ -8,10 +8,10 @@ import logging
 import random
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import duckdb
 import pyarrow as pa
@@ -59,7 +59,7 @@ class Warehouse:
         raise AssertionError  # pragma: no cover  # the last attempt returned or raised
 
     @contextmanager
-    def _connection(self) -> Iterator[Connection]:
+    def _connection(self) -> Generator[Connection]:
         with ExitStack() as stack:
             connection = self._enter(stack)
             stack.enter_context(closing(connection))
@@ -143,3 +143,13 @@ def row(
     if found is None:
         raise LookupError(sql)
     return found
+
+
+def values_of(batch: pa.RecordBatch, column: int) -> list[Any]:
+    """A column's values as Python objects."""
+    return cast("list[Any]", batch.column(column).to_pylist())  # pyright: ignore[reportUnknownMemberType]  # pyarrow's stubs leave the values open
+
+
+def columns_of(batch: pa.RecordBatch) -> list[list[Any]]:
+    """All columns' values as Python objects."""
+    return [values_of(batch, number) for number in range(batch.num_columns)]

@@ -62,7 +62,7 @@ class Simulator:
         now: Stands in for real time, which it returns as an aware datetime.
     """
 
-    def __init__(  # noqa: PLR0913 - what can be simulated is its argument list
+    def __init__(
         self,
         path: str | PathLike[str],
         *,
