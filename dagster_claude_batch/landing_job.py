@@ -40,7 +40,8 @@ def build_landing_job(name: str, *, claude_resource: str) -> dg.JobDefinition:
         context.instance.add_run_tags(context.run_id, {LEFT_TAG: str(left)})
         context.log.info(f"{left:,} batches are still out.")
 
-    return dg.GraphDefinition(name=name, node_defs=[land]).to_job(
+    graph = dg.GraphDefinition(name=name, node_defs=[land])
+    return graph.to_job(  # pyright: ignore[reportUnknownMemberType]  # open in Dagster's own types
         description="Lands the answers of batches whose runs were cancelled. Started by the "
         "sensor; safe to start by hand.",
         executor_def=dg.in_process_executor,

@@ -1,0 +1,130 @@
+"""The code location of the end-to-end tests; its files are in ``E2E_HOME``.
+
+Each asset belongs to one test, which fills the table ``<asset>_source``.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pandas as pd
+from dagster_duckdb import DuckDBResource
+from dagster_duckdb_pandas import DuckDBPandasIOManager
+
+from dagster_claude_batch import (
+    LocalClaudeBatchResource,
+    build_claude_batch_asset,
+    build_claude_batch_sensor,
+)
+
+HOME = Path(os.environ["E2E_HOME"])
+WAREHOUSE = str(HOME / "warehouse.duckdb")
+
+CITIES = dg.StaticPartitionsDefinition(["amsterdam", "berlin", "copenhagen"])
+DAYS = dg.DailyPartitionsDefinition("2026-03-01", end_date="2026-03-04")
+CITIES_BY_DAY = dg.MultiPartitionsDefinition({"city": CITIES, "day": DAYS})
+
+
+def asked(name: str, **declared: Any) -> dg.AssetsDefinition:  # noqa: ANN401 - any argument of the factory
+    partitioned = {"partitions_def": CITIES, "partition_expr": "city"}
+    return build_claude_batch_asset(
+        name,
+        **{"source": f"{name}_source", **partitioned, **declared},
+        row_key="review_id",
+        prompt="{{ review }}",
+    )
+
+
+def read(answers: dg.AssetsDefinition) -> dg.AssetsDefinition:
+    """``<asset>_read``: what an IO manager reads of the answers, stored by partition again."""
+    expression = answers.metadata_by_key[answers.key].get("partition_expr")
+
+    @dg.asset(
+        name=f"{answers.key.path[-1]}_read",
+        ins={"reviews": dg.AssetIn(answers.key)},
+        partitions_def=answers.partitions_def,
+        metadata={"partition_expr": expression} if expression else None,
+    )
+    def copy(reviews: pd.DataFrame) -> pd.DataFrame:
+        return reviews[["_partition", "review_id", "response"]]
+
+    return copy
+
+
+@dg.asset
+def mixed_source(duckdb: DuckDBResource) -> None:
+    with duckdb.get_connection() as connection:
+        connection.execute(
+            "CREATE TABLE mixed_source AS "
+            "SELECT 'amsterdam' AS city, i AS review_id, 'nice ' || i AS review "
+            "FROM range(10) AS rows(i)"
+        )
+
+
+@dg.asset(deps=[mixed_source])
+def mixed_sibling() -> None: ...
+
+
+whole = {"partitions_def": None, "partition_expr": None}
+with_downstream = [
+    asked("backfilled", max_failure_rate=0.1),
+    asked("mixed", source=mixed_source, **whole),
+    asked("unpartitioned", **whole),
+    asked("daily", partitions_def=DAYS, partition_expr="written_at"),
+    asked(
+        "by_city_and_day",
+        partitions_def=CITIES_BY_DAY,
+        partition_expr={"city": "city", "day": "written_at"},
+    ),
+]
+alone = [
+    asked("asked_again"),
+    asked("failing", max_attempts=2),
+    asked("unwatched", claude_resource="claude_unwatched"),
+    asked("switched_off"),
+    asked("waiting_in_the_run"),
+    asked("terminated", claude_resource="claude_impatient"),
+    asked("joined"),
+    asked("thrice"),
+    asked("in_one_run", backfill_policy=dg.BackfillPolicy.single_run()),
+]
+
+
+def claude() -> LocalClaudeBatchResource:
+    """The API, whose batches end when a test says so."""
+    return LocalClaudeBatchResource(
+        path=str(HOME / "simulator"),
+        answer="e2e_simulated:answer",
+        outcome="e2e_simulated:outcome",
+        processing_seconds=[7200, 7200],
+        poll_interval_seconds=1,
+    )
+
+
+defs = dg.Definitions(
+    assets=[
+        mixed_source,
+        mixed_sibling,
+        *with_downstream,
+        *(read(answers) for answers in with_downstream),
+        *alone,
+    ],
+    sensors=[
+        build_claude_batch_sensor("claude_batch_sensor", minimum_interval_seconds=1),
+        build_claude_batch_sensor(
+            "impatient_sensor",
+            claude_resource="claude_impatient",
+            minimum_interval_seconds=1,
+            grace_seconds=1,
+        ),
+    ],
+    resources={
+        "duckdb": DuckDBResource(database=WAREHOUSE),
+        "io_manager": DuckDBPandasIOManager(database=WAREHOUSE, schema="main"),
+        "claude_batch": claude(),
+        "claude_impatient": claude(),
+        "claude_unwatched": claude(),
+    },
+    executor=dg.in_process_executor,
+)

@@ -1,0 +1,285 @@
+"""What the engine's tests are written with: a project, a script for Claude, and a wire to cut."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+from uuid import uuid4
+
+import dagster as dg
+import duckdb
+import httpx2
+from dagster_duckdb import DuckDBResource
+from pydantic import BaseModel
+
+from dagster_claude_batch import LocalClaudeBatchResource, build_claude_batch_asset
+from dagster_claude_batch.advance import Engine, Waiting
+from dagster_claude_batch.batch_asset import batch_asset, engine_for
+from dagster_claude_batch.ledger import Materialization, MaterializationConfig
+from dagster_claude_batch.simulator import Reply, Simulator, SimulatorTransport
+
+
+class Sentiment(BaseModel):
+    label: Literal["positive", "neutral", "negative"]
+    score: float
+
+
+@dataclass
+class Script:
+    """How Claude answers: ends of requests by a word of their prompt, one an attempt."""
+
+    ends: dict[str, list[str | None]] = field(default_factory=dict)
+    replies: dict[str, str | Reply] = field(default_factory=dict)
+
+    def answer(self, params: dict[str, Any]) -> Any:
+        prompt = prompt_of(params)
+        for word, reply in self.replies.items():
+            if word in prompt.split():
+                return reply
+        if "output_config" in params:
+            return {"label": "positive", "score": 0.5}
+        return f"An answer to: {prompt}"
+
+    def outcome(self, params: dict[str, Any], custom_id: str, seen: int) -> str | None:
+        del custom_id
+        for word, ends in self.ends.items():
+            if word in prompt_of(params).split():
+                return ends[min(seen, len(ends) - 1)]
+        return None
+
+    def ends_with(self, word: str, *ends: str | None) -> None:
+        """Let the request whose prompt has the word end like this; the last end is repeated."""
+        self.ends[word] = list(ends)
+
+    def replies_with(self, word: str, reply: str | Reply) -> None:
+        self.replies[word] = reply
+
+
+def prompt_of(params: dict[str, Any]) -> str:
+    content = params["messages"][-1]["content"]
+    return content if isinstance(content, str) else content[-1]["text"]
+
+
+class Wire(httpx2.BaseTransport):
+    """The simulator's transport, on which calls can be lost on the way there or back."""
+
+    def __init__(self, transport: httpx2.BaseTransport) -> None:
+        self.transport = transport
+        self.calls: list[str] = []
+        self.faults: list[tuple[str, Callable[[httpx2.Request], httpx2.Response]]] = []
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        call = f"{request.method} {request.url.path}"
+        self.calls.append(call)
+        for fault in self.faults:
+            if call.startswith(fault[0]) and call.endswith(fault[0].split("…")[-1]):
+                self.faults.remove(fault)
+                return fault[1](request)
+        return self.transport.handle_request(request)
+
+    def posts(self) -> int:
+        return self.calls.count("POST /v1/messages/batches")
+
+    def lose_answer(self, call: str) -> None:
+        """The call arrives and has its effect, but its answer never comes."""
+
+        def fault(request: httpx2.Request) -> httpx2.Response:
+            self.transport.handle_request(request).read()
+            raise httpx2.ReadTimeout("the answer was lost", request=request)
+
+        self.faults.append((call, fault))
+
+    def lose_call(self, call: str, error: type[httpx2.TransportError]) -> None:
+        """The call never arrives."""
+
+        def fault(request: httpx2.Request) -> httpx2.Response:
+            raise error("the call was lost", request=request)
+
+        self.faults.append((call, fault))
+
+    def answer(self, call: str, status: int, body: dict[str, Any], **headers: str) -> None:
+        """The call does not arrive; something on the way answers it."""
+        self.faults.append((call, lambda _: httpx2.Response(status, json=body, headers=headers)))
+
+    def change_answer(self, call: str, change: Callable[[bytes], bytes]) -> None:
+        """The answer arrives with another body."""
+
+        def fault(request: httpx2.Request) -> httpx2.Response:
+            response = self.transport.handle_request(request)
+            return httpx2.Response(response.status_code, content=change(response.read()))
+
+        self.faults.append((call, fault))
+
+
+class WiredClaude(LocalClaudeBatchResource):
+    """The local resource, with a script to answer by and a wire to cut."""
+
+    @cached_property
+    def script(self) -> Script:
+        return Script()
+
+    @cached_property
+    def simulator(self) -> Simulator:
+        script = self.script
+        hour = timedelta(hours=1).total_seconds()
+        return Simulator(
+            self.path,
+            answer=script.answer,
+            outcome=script.outcome,
+            processing_seconds=(2 * hour, 3 * hour),
+            max_queued_requests=self.max_queued_requests,
+        )
+
+    @cached_property
+    def wire(self) -> Wire:
+        return Wire(SimulatorTransport(self.simulator))
+
+    def _http_client(self) -> httpx2.Client:
+        return httpx2.Client(transport=self.wire)
+
+
+@dataclass(frozen=True)
+class Sent:
+    """Row keys by batch, in the order of sending."""
+
+    batches: list[list[str]]
+
+    @property
+    def rows(self) -> list[str]:
+        return sorted(key for batch in self.batches for key in batch)
+
+
+DECLARED = {
+    "source": "texts",
+    "row_key": "id",
+    "prompt": "Rate {{ id }} now: {{ text }}",
+    "output": Sentiment,
+    "partitions_def": dg.StaticPartitionsDefinition(["tweets", "reviews"]),
+    "partition_expr": "corpus",
+}
+
+
+class Project:
+    """A declared asset over a table ``texts(corpus, id, text)`` in a DuckDB file."""
+
+    def __init__(self, directory: Path, *, claude: dict[str, Any] | None = None, **declared: Any):
+        self.directory = directory
+        self.path = directory / "warehouse.duckdb"
+        self.claude = WiredClaude(path=str(directory / "simulator"), **(claude or {}))
+        self.duckdb = DuckDBResource(database=str(self.path))
+        self.declare(**declared)
+
+    def declare(self, **declared: Any) -> None:
+        """Declare the asset, or declare it anew."""
+        self.declared = {**DECLARED, **declared}
+        self.assets_def = build_claude_batch_asset(
+            self.declared.pop("key", "sentiment"), **self.declared
+        )
+        found = batch_asset(self.assets_def)
+        assert found is not None
+        self.asset = found
+
+    @property
+    def script(self) -> Script:
+        return self.claude.script
+
+    @property
+    def wire(self) -> Wire:
+        return self.claude.wire
+
+    # --- the warehouse ----------------------------------------------------------------------
+
+    def sql(self, sql: str, **parameters: object) -> list[tuple[Any, ...]]:
+        with closing(duckdb.connect(str(self.path), config={"custom_user_agent": "dagster"})) as c:
+            return c.execute(sql, parameters).fetchall()
+
+    def load(self, texts: Iterable[tuple[str, str, str | None]]) -> None:
+        """Load the source anew: corpus, id, text."""
+        self.sql("CREATE OR REPLACE TABLE texts (corpus VARCHAR, id VARCHAR, text VARCHAR)")
+        for corpus, identity, text in texts:
+            self.sql("INSERT INTO texts VALUES ($c, $i, $t)", c=corpus, i=identity, t=text)
+
+    def change(self, identity: str, text: str | None) -> None:
+        self.sql("UPDATE texts SET text = $text WHERE id = $id", text=text, id=identity)
+
+    def remove(self, identity: str) -> None:
+        self.sql("DELETE FROM texts WHERE id = $id", id=identity)
+
+    def answers(self, columns: str = "id") -> list[Any]:
+        return _plain(self.sql(f"SELECT {columns} FROM main.sentiment ORDER BY ALL"))
+
+    def failures(self, columns: str = "id, _error_type") -> list[Any]:
+        return _plain(self.sql(f"SELECT {columns} FROM main.sentiment_failures ORDER BY ALL"))
+
+    def chunk_states(self) -> Counter[str]:
+        return Counter(dict(self.sql("SELECT state, count(*) FROM claude_batch.chunks GROUP BY 1")))
+
+    # --- runs -------------------------------------------------------------------------------
+
+    def engine(self, *, run_id: str | None = None, retry_of: str | None = None) -> Engine:
+        """A run's engine."""
+        return engine_for(
+            self.asset,
+            duckdb=self.duckdb,
+            claude=self.claude,
+            run_id=run_id or str(uuid4()),
+            retry_of=retry_of,
+            log=dg.get_dagster_logger(),
+        )
+
+    def start(
+        self, *partitions: str | None, run_id: str | None = None, **config: Any
+    ) -> "RunOfTest":
+        """Let a run do what it can do now."""
+        run = RunOfTest(self, self.engine(run_id=run_id))
+        run.materializations = run.engine.attach(
+            partitions or ("tweets",), MaterializationConfig(**config)
+        )
+        run.advance()
+        return run
+
+    def materialize(self, *partitions: str | None, **config: Any) -> Sent:
+        """Run until nothing is left to wait for; what was sent meanwhile."""
+        before = len(self.claude.simulator.batches())
+        run = self.start(*partitions, **config)
+        for _ in range(20):
+            if run.waiting is None:
+                return self.sent(since=before)
+            self.end_batches()
+            run.advance()
+        raise AssertionError("it never came to an end")
+
+    def end_batches(self) -> None:
+        self.claude.simulator.end_batches()
+
+    def sent(self, *, since: int = 0) -> Sent:
+        batches = self.claude.simulator.batches()[since:]
+        return Sent([self._keys_in(batch.id) for batch in batches])
+
+    def _keys_in(self, batch_id: str) -> list[str]:
+        """The second word of each prompt is the row's id."""
+        requests = self.claude.simulator.requests(batch_id)
+        return [prompt_of(params).split()[1] for _, params in requests]
+
+
+@dataclass
+class RunOfTest:
+    """One run, driven step by step."""
+
+    project: Project
+    engine: Engine
+    materializations: Sequence[Materialization] = ()
+    waiting: Waiting | None = None
+
+    def advance(self) -> Waiting | None:
+        self.waiting = self.engine.advance(self.materializations)
+        return self.waiting
+
+
+def _plain(found: list[tuple[Any, ...]]) -> list[Any]:
+    """Rows of one column as a list of values."""
+    return [row[0] if len(row) == 1 else row for row in found]
