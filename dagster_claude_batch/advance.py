@@ -111,14 +111,15 @@ class Engine:
                 been sent before stays sent, and is collected by whoever comes next.
         """
         while True:
-            current = [self._reload(each) for each in materializations]
-            still_open = [each for each in current if each.state == "open"]
-            in_doubt = self._reconcile(still_open)
-            moved = self._land_ended(still_open)
-            moved |= self._plan_or_end(still_open)
-            delayed = in_doubt or self._send(still_open)
-            if not moved:
-                return self._waiting(materializations, delayed)
+            work = self._read(materializations)
+            moved, unsettled = self._reconcile(work)
+            moved |= self._land_ended(work)
+            if moved or self._plan_or_end(work):
+                continue
+            progress = _Progress(not_before=unsettled) if unsettled else self._send(work)
+            if not progress.again:
+                after = self._read(materializations) if progress.moved else work
+                return _waiting(after, progress.not_before)
 
     def settle(self, abandoned_runs: Sequence[str], *, is_alive: Callable[[str], bool]) -> int:
         """Land what nobody waits for, and cancel what was abandoned; how many batches are left.
@@ -126,60 +127,69 @@ class Engine:
         A materialization is abandoned if one of ``abandoned_runs`` worked on it and no run that
         is alive does. What is left has to be settled again, later.
         """
-        asset = self.declaration.asset
-        read = self.warehouse.transact
-        if read(lambda connection: _find_registered(connection, asset)) is None:
-            return 0
         left = 0
-        for each in read(lambda connection: ledger.unlanded_materializations(connection, asset)):
-            runs = read(lambda c, each=each: ledger.runs_of(c, each.materialization_id))
+        for each, runs in self.warehouse.transact(self._unlanded):
             if any(is_alive(run_id) for run_id in runs):
                 continue
             if each.state == "open" and not runs.isdisjoint(abandoned_runs):
                 self.cancel(each)
-            self._reconcile([each])
-            self._land_ended([each])
-            left += len(self._chunks(each, "sending", "submitted"))
+            work = self._read([each])
+            self._reconcile(work)
+            self._land_ended(work)
+            left += len(self._read([each])[0].in_state("sending", "submitted"))
         return left
+
+    def _unlanded(self, connection: Connection) -> list[tuple[Materialization, set[str]]]:
+        """Materializations that have something out, and the runs that work on them."""
+        if not ledger.is_ledger(connection):
+            return []
+        found = ledger.unlanded_materializations(connection, self.declaration.asset)
+        return [(each, ledger.runs_of(connection, each.materialization_id)) for each in found]
 
     def cancel(self, materialization: Materialization) -> None:
         """Send nothing more on its behalf, and ask for the end of what is out."""
-        self.close(materialization)
-        for chunk in self._chunks(materialization, "submitted"):
+        self._close(materialization)
+        for chunk in self._read([materialization])[0].in_state("submitted"):
             try:
                 self.claude.cancel(str(chunk.batch_id))
             except anthropic.APIStatusError as error:
                 # It has ended meanwhile, or is gone: there is nothing to cancel then.
                 self.log.info("Batch %s was not cancelled: %s", chunk.batch_id, error.message)
 
-    def close(self, materialization: Materialization) -> None:
-        """Cancel a materialization in the ledger; what it has out stays to be landed."""
-        now, asset = self.claude.now(), self.declaration.asset
+    def _close(self, materialization: Materialization, *, if_unsent: bool = False) -> None:
+        """Cancel a materialization in the ledger; what it has out stays to be landed.
+
+        With ``if_unsent`` only what this run alone began and has not sent any of.
+        """
+        now, asset, this_run = self.claude.now(), self.declaration.asset, {self.run.run_id}
 
         def work(connection: Connection) -> None:
-            registered = _registered(connection, asset)
-            if ledger.end_materialization(
-                connection, materialization.materialization_id, "cancelled", now
-            ):
-                ledger.dissolve_planned(connection, registered, materialization.materialization_id)
+            identity = materialization.materialization_id
+            sent = ledger.chunks_of(connection, [identity], ("sending", "submitted", "landed"))
+            if if_unsent and (sent or not ledger.runs_of(connection, identity) <= this_run):
+                return
+            if ledger.end_materialization(connection, identity, "cancelled", now):
+                ledger.dissolve_planned(connection, _registered(connection, asset), identity)
 
         self.warehouse.transact(work)
 
     # --- reading ----------------------------------------------------------------------------
 
-    def _reload(self, materialization: Materialization) -> Materialization:
-        return self.warehouse.transact(
-            lambda connection: ledger.get_materialization(
-                connection, materialization.materialization_id
-            )
-        )
+    def _read(self, materializations: Sequence[Materialization]) -> list["Outstanding"]:
+        """How the materializations stand now, and what they have out."""
+        ids = [each.materialization_id for each in materializations]
 
-    def _chunks(self, materialization: Materialization, *states: ChunkState) -> list[Chunk]:
-        return self.warehouse.transact(
-            lambda connection: ledger.chunks_of(
-                connection, materialization.materialization_id, states
-            )
-        )
+        def work(connection: Connection) -> list[Outstanding]:
+            chunks = ledger.chunks_of(connection, ids, ledger.OUT)
+            return [
+                Outstanding(
+                    ledger.get_materialization(connection, identity),
+                    [chunk for chunk in chunks if chunk.materialization_id == identity],
+                )
+                for identity in ids
+            ]
+
+        return self.warehouse.transact(work)
 
     def _plan(self, connection: Connection, materialization: Materialization) -> Plan:
         return Plan(
@@ -192,21 +202,23 @@ class Engine:
 
     # --- 1. find out ------------------------------------------------------------------------
 
-    def _reconcile(self, materializations: Sequence[Materialization]) -> datetime | None:
-        """Settle what is in doubt; until when nothing may be sent, if some of it stays so."""
+    def _reconcile(self, work: Sequence["Outstanding"]) -> tuple[bool, datetime | None]:
+        """Settle what is in doubt: whether something was, and until when something is not."""
+        doubtful = [chunk for each in work for chunk in each.in_state("sending")]
+        if not doubtful:
+            return False, None
+        known = self.warehouse.transact(ledger.known_batches)
         unsettled: list[datetime] = []
-        for each in materializations:
-            for chunk in self._chunks(each, "sending"):
-                known = self.warehouse.transact(ledger.known_batches)
-                verdict = reconcile(self.claude, chunk, known=known, now=self.claude.now())
-                match verdict:
-                    case Found(batch):
-                        self._record(chunk, batch)
-                    case NotFound():
-                        self._unsend(chunk)
-                    case Unsettled(until):
-                        unsettled.append(until)
-        return min(unsettled) if unsettled else None
+        for chunk in doubtful:
+            match reconcile(self.claude, chunk, known=known, now=self.claude.now()):
+                case Found(batch):
+                    self._record(chunk, batch)
+                    known.add(batch.id)
+                case NotFound():
+                    self._unsend(chunk)
+                case Unsettled(until):
+                    unsettled.append(until)
+        return len(unsettled) < len(doubtful), min(unsettled, default=None)
 
     def _record(self, chunk: Chunk, batch: MessageBatch) -> None:
         now = self.claude.now()
@@ -219,17 +231,17 @@ class Engine:
 
     # --- 2. land ----------------------------------------------------------------------------
 
-    def _land_ended(self, materializations: Sequence[Materialization]) -> bool:
-        out = [(each, c) for each in materializations for c in self._chunks(each, "submitted")]
+    def _land_ended(self, work: Sequence["Outstanding"]) -> bool:
+        out = [(each.materialization, c) for each in work for c in each.in_state("submitted")]
         if not out:
             return False
-        batches = self.claude.look([c.batch_id for _, c in out if c.batch_id])
+        batches = self.claude.look([chunk.batch_id for _, chunk in out if chunk.batch_id])
         landed = False
         for materialization, chunk in out:
-            batch = batches.get(chunk.batch_id or "")
-            landing = self._landing_of(chunk, batch)
+            landing = self._landing_of(chunk, batches.get(chunk.batch_id or ""))
             if landing is not None:
-                landed |= self._land(materialization, landing)
+                self._land(materialization, landing)
+                landed = True
         return landed
 
     def _landing_of(self, chunk: Chunk, batch: MessageBatch | None) -> Landing | None:
@@ -250,7 +262,7 @@ class Engine:
         nothing = {"succeeded": 0, "errored": 0, "canceled": 0, "expired": 0}
         return _expired_landing(chunk, nothing, None)
 
-    def _land(self, materialization: Materialization, landing: Landing) -> bool:
+    def _land(self, materialization: Materialization, landing: Landing) -> None:
         now = self.claude.now()
 
         def work(connection: Connection) -> None:
@@ -261,57 +273,65 @@ class Engine:
             self.warehouse.transact(work)
         except LostChunkError:
             self.log.info("Batch %s has been collected by another run.", landing.batch_id)
-            return True
+            return
         self.log.info(
             "Collected batch %s: %s requests.", landing.batch_id, f"{landing.chunk.requests:,}"
         )
-        return True
 
     # --- 3. plan ----------------------------------------------------------------------------
 
-    def _plan_or_end(self, materializations: Sequence[Materialization]) -> bool:
+    def _plan_or_end(self, work: Sequence["Outstanding"]) -> bool:
         """Plan the retries of each materialization that is at rest, or end it."""
-        moved = False
-        for each in materializations:
-            if self._chunks(each, "planned", "sending", "submitted"):
-                continue
+        at_rest = [e.materialization for e in work if e.is_open and not e.chunks]
+        for each in at_rest:
             slices = self.slices_of(each.partitions)
-
-            def work(
-                connection: Connection,
-                materialization: Materialization = each,
-                slices: list[PartitionSlice] = slices,
-            ) -> int:
-                plan = self._plan(connection, materialization)
-                ledger.claim_chunks(connection, plan.registered, 0)
-                retried = plan_retries(plan, slices)
-                if not retried:
-                    ledger.end_materialization(
-                        connection, materialization.materialization_id, "done", plan.now
-                    )
-                return retried
-
-            retried = self.warehouse.transact(work)
+            retried = self.warehouse.transact(
+                lambda connection, each=each, slices=slices: self._retry_or_end(
+                    connection, each, slices
+                )
+            )
             if retried:
                 self.log.info("Asking %s rows again that failed.", f"{retried:,}")
-            moved = True
-        return moved
+        return bool(at_rest)
+
+    def _retry_or_end(
+        self,
+        connection: Connection,
+        materialization: Materialization,
+        slices: list[PartitionSlice],
+    ) -> int:
+        plan = self._plan(connection, materialization)
+        ledger.claim_chunks(connection, plan.registered, 0)
+        identity = materialization.materialization_id
+        if ledger.chunks_of(connection, [identity], ledger.OUT):
+            return 0  # another run has planned meanwhile
+        retried = plan_retries(plan, slices)
+        if not retried:
+            ledger.end_materialization(connection, identity, "done", plan.now)
+        return retried
 
     # --- 4. send ----------------------------------------------------------------------------
 
-    def _send(self, materializations: Sequence[Materialization]) -> datetime | None:
-        """Send what fits into the window; until when the rest has to wait, if that is known."""
-        for each in materializations:
-            while planned := self._chunks(each, "planned"):
-                spooled = self._spool(self._check_model(each), planned)
+    def _send(self, work: Sequence["Outstanding"]) -> "_Progress":
+        """Send what fits into the window."""
+        progress = _Progress()
+        for each in work:
+            planned = each.in_state("planned") if each.is_open else []
+            if planned:
+                self._check_model(each.materialization)
+            while planned and not progress.again:
+                spooled = self._spool(each.materialization, planned)
                 if spooled is None:
-                    break
+                    return progress
+                with spooled:
+                    self._send_bodies(each, spooled.bodies, progress)
                 for chunk in spooled.stale:
-                    self._replan(each, chunk)
-                delayed = self._send_bodies(each, spooled.bodies)
-                if delayed is not None:
-                    return delayed
-        return None
+                    self._replan(each.materialization, chunk)
+                    progress.again = True
+                if progress.not_before is not None:
+                    return progress
+                planned = planned[len(spooled.bodies) + len(spooled.stale) :]
+        return progress
 
     def _spool(self, materialization: Materialization, planned: Sequence[Chunk]) -> Spooled | None:
         """Prepare as many chunks as the window has room for; None when it has none."""
@@ -348,23 +368,23 @@ class Engine:
             lambda connection: replan(self._plan(connection, materialization), chunk, slices)
         )
 
-    def _check_model(self, materialization: Materialization) -> Materialization:
+    def _check_model(self, materialization: Materialization) -> None:
         """Ask once whether the model exists, before the first chunk; that costs nothing.
 
         Raises:
             ModelUnavailableError: It does not, or cannot be used. The materialization is closed.
         """
         if materialization.model_max_tokens is not None or self._is_announced:
-            return materialization
+            return
         model = self.declaration.shape.model
         try:
             found = self.claude.model(model)
         except anthropic.APIConnectionError as error:
             self.log.warning("The model could not be checked (%s); going on.", error)
-            return materialization
+            return
         problem = _problem_with(found, self.declaration)
         if problem is not None:
-            self._close_unsent([materialization])
+            self._close(materialization, if_unsent=True)
             raise ModelUnavailableError(self.declaration.asset, model, problem)
         limit = found.max_tokens if found else None
         if limit is not None:
@@ -373,40 +393,30 @@ class Engine:
                     connection, materialization.materialization_id, limit
                 )
             )
-        return materialization
 
     def _send_bodies(
-        self, materialization: Materialization, bodies: Sequence[Body]
-    ) -> datetime | None:
+        self, outstanding: "Outstanding", bodies: Sequence[Body], progress: "_Progress"
+    ) -> None:
         for body in bodies:
-            with body.file:
-                if not self._is_announced:
-                    self._announce(materialization)
-                chunk = self._intend(body)
-                if chunk is None:
-                    return self.claude.now()
-                delayed = self._post(materialization, chunk, body)
-                if delayed is not None:
-                    return delayed
-        return None
+            self._announce(outstanding.materialization)
+            chunk = self._intend(body)
+            if chunk is None:
+                progress.again = True
+                return
+            progress.not_before = self._post(outstanding, chunk, body)
+            progress.moved = True
+            if progress.not_before is not None:
+                return
 
     def _announce(self, materialization: Materialization) -> None:
-        self._is_announced = True
+        if self._is_announced:
+            return
         try:
             self.before_sending()
         except Exception:
-            self._close_unsent([materialization])
+            self._close(materialization, if_unsent=True)
             raise
-
-    def _close_unsent(self, materializations: Sequence[Materialization]) -> None:
-        """Give up what this run alone began, so that the next one begins anew."""
-        for each in materializations:
-            sent = self._chunks(each, "sending", "submitted", "landed")
-            runs = self.warehouse.transact(
-                lambda connection, each=each: ledger.runs_of(connection, each.materialization_id)
-            )
-            if not sent and runs <= {self.run.run_id}:
-                self.close(each)
+        self._is_announced = True
 
     def _intend(self, body: Body) -> Chunk | None:
         """Write down that the chunk is about to be sent; None when there is no room any more."""
@@ -429,9 +439,9 @@ class Engine:
 
         return body.chunk if self.warehouse.transact(work) else None
 
-    def _post(self, materialization: Materialization, chunk: Chunk, body: Body) -> datetime | None:
-        sent = post(self.claude, body)
-        match sent:
+    def _post(self, outstanding: "Outstanding", chunk: Chunk, body: Body) -> datetime | None:
+        """Send a body; until when nothing more may be sent, if something is in the way."""
+        match post(self.claude, body):
             case Created(batch):
                 self._record(chunk, batch)
                 self.log.info("Submitted batch %s: %s requests.", batch.id, f"{chunk.requests:,}")
@@ -445,53 +455,67 @@ class Engine:
                 return self.claude.now() + pause
             case NotCreated(reason, is_halt=is_halt):
                 self._unsend(chunk)
-                return self._refused(materialization, chunk, reason, is_halt=is_halt)
+                return self._refused(outstanding, chunk, reason, is_halt=is_halt)
 
     def _refused(
-        self, materialization: Materialization, chunk: Chunk, reason: str, *, is_halt: bool
+        self, outstanding: "Outstanding", chunk: Chunk, reason: str, *, is_halt: bool
     ) -> datetime:
         """Stop sending: at once if nothing is out, else when what is out has been collected."""
-        out = self._chunks(materialization, "sending", "submitted")
-        if out:
+        (now,) = self._read([outstanding.materialization])
+        if now.in_state("sending", "submitted"):
             self.log.error("Sending stops, what is out will be collected: %s", reason)
             return self.claude.now() + LATEST_END
+        self._close(outstanding.materialization, if_unsent=True)
         asset = self.declaration.asset
-        unsent = sum(each.requests for each in self._chunks(materialization, "planned"))
-        self._close_unsent([materialization])
         if is_halt:
+            unsent = sum(each.requests for each in now.in_state("planned"))
             raise AccountHaltedError(asset, reason, unsent=unsent)
         raise SubmissionRefusedError(asset, chunk.chunk_id, chunk.requests, reason)
 
-    # --- waiting ----------------------------------------------------------------------------
 
-    def _waiting(
-        self, materializations: Sequence[Materialization], delayed: datetime | None
-    ) -> Waiting | None:
-        out = [c for each in materializations for c in self._chunks(each, "submitted")]
-        doubtful = [c for each in materializations for c in self._chunks(each, "sending")]
-        planned = [
-            c
-            for each in materializations
-            if self._reload(each).state == "open"
-            for c in self._chunks(each, "planned")
-        ]
-        if not (out or planned or doubtful):
-            return None
-        submitted = [c.submitted_at for c in out if c.submitted_at]
-        latest = max(submitted) + LATEST_END if submitted else None
-        moments = [moment for moment in (delayed, latest) if moment is not None]
-        return Waiting(
-            batch_ids=tuple(c.batch_id for c in out if c.batch_id),
-            requests=sum(c.requests for c in out),
-            unsent=len(planned),
-            needs=planned[0].requests if planned else 0,
-            since=min(submitted) if submitted else None,
-            not_before=min(moments) if moments else None,
-        )
+@dataclass(frozen=True)
+class Outstanding:
+    """A materialization, and its chunks that have not landed, in the order of their planning."""
+
+    materialization: Materialization
+    chunks: list[Chunk]
+
+    @property
+    def is_open(self) -> bool:
+        """Whether anything may still be planned or sent."""
+        return self.materialization.state == "open"
+
+    def in_state(self, *states: ChunkState) -> list[Chunk]:
+        """The chunks in one of these states."""
+        return [chunk for chunk in self.chunks if chunk.state in states]
 
 
-def _find_registered(connection: Connection, asset: str) -> LedgerAsset | None:
-    return ledger.find_asset(connection, asset) if ledger.is_ledger(connection) else None
+@dataclass
+class _Progress:
+    """How far sending came: stopped by ``not_before``, or to be looked at ``again``."""
+
+    moved: bool = False
+    again: bool = False
+    not_before: datetime | None = None
+
+
+def _waiting(work: Sequence[Outstanding], delayed: datetime | None) -> Waiting | None:
+    out = [chunk for each in work for chunk in each.in_state("submitted")]
+    doubtful = [chunk for each in work for chunk in each.in_state("sending")]
+    planned = [chunk for each in work if each.is_open for chunk in each.in_state("planned")]
+    if not (out or planned or doubtful):
+        return None
+    submitted = [chunk.submitted_at for chunk in out if chunk.submitted_at]
+    latest = max(submitted) + LATEST_END if submitted else None
+    moments = [moment for moment in (delayed, latest) if moment is not None]
+    return Waiting(
+        batch_ids=tuple(chunk.batch_id for chunk in out if chunk.batch_id),
+        requests=sum(chunk.requests for chunk in out),
+        unsent=len(planned),
+        needs=planned[0].requests if planned else 0,
+        since=min(submitted, default=None),
+        not_before=min(moments, default=None),
+    )
 
 
 def _registered(connection: Connection, asset: str) -> LedgerAsset:

@@ -84,8 +84,9 @@ def _gather(
     keys = ", ".join(
         f"q.{quote_identifier(name)}" for name in (*declaration.row_key, *declaration.include)
     )
-    # An error, a cancellation and an expiry cost nothing; what has no line may have cost anything.
-    unbilled = "s.outcome IS NOT NULL AND s.stop_reason IS NULL AND s.input_tokens IS NULL"
+    # An error, a cancellation and an expiry cost nothing. What has no line, or one that we do not
+    # understand, may have cost anything.
+    unbilled = "s.input_tokens IS NULL AND s.outcome <> 'unrecognized_result'"
     connection.register("claude_batch_staged", landing.staged)
     connection.execute(
         f"""

@@ -392,7 +392,7 @@ _CHUNK: Final = (
     "body_sha256, batch_id, sending_at, submitted_at"
 )
 
-OUT: Final = ("planned", "sending", "submitted")
+OUT: Final[tuple[ChunkState, ...]] = ("planned", "sending", "submitted")
 """States of a chunk whose rows nobody else may plan."""
 
 
@@ -451,15 +451,15 @@ def planned_chunk(
 
 
 def chunks_of(
-    connection: Connection, materialization_id: str, states: Sequence[ChunkState]
+    connection: Connection, materialization_ids: Sequence[str], states: Sequence[ChunkState]
 ) -> list[Chunk]:
-    """The materialization's chunks in these states, in the order of their planning."""
+    """The materializations' chunks in these states, in the order of their planning."""
     found = rows(
         connection,
         f"SELECT {_CHUNK} FROM claude_batch.chunks "
-        "WHERE materialization_id = $materialization_id AND state IN (SELECT unnest($states)) "
-        "ORDER BY chunk_id",
-        {"materialization_id": materialization_id, "states": list(states)},
+        "WHERE materialization_id IN (SELECT unnest($ids::VARCHAR[])) "
+        "AND state IN (SELECT unnest($states)) ORDER BY chunk_id",
+        {"ids": list(materialization_ids), "states": list(states)},
     )
     return [Chunk(*values) for values in found]
 

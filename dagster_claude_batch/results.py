@@ -71,8 +71,8 @@ _LINES: Final = """
             list_aggregate(list_transform(list_filter(
                 message.content, lambda b: b."type" = 'text'), lambda b: b."text"),
                 'string_agg', ''),
-            list_transform(list_filter(
-                message.content, lambda b: b."type" = 'tool_use'), lambda b: b.input)[1]
+            CAST(list_transform(list_filter(
+                message.content, lambda b: b."type" = 'tool_use'), lambda b: b.input)[1] AS VARCHAR)
         ) AS text,
         usage.input_tokens, usage.output_tokens, usage.cache_read_input_tokens,
         usage.cache_creation_input_tokens, usage.cache_creation.ephemeral_1h_input_tokens,
@@ -127,7 +127,7 @@ def read(path: Path, output: Output, *, nonce: str | None) -> pa.Table:
     """Stage a results file. Order is the file's, and does not matter."""
     try:
         batches = list(_staged(_lines_in_sql(path), output, nonce))
-    except duckdb.Error:
+    except (duckdb.Error, OSError):  # the latter is how an Arrow stream passes on the former
         # One bad line fails the statement as a whole: then line by line, which loses none.
         batches = list(_staged(_lines_in_python(path), output, nonce))
     table = pa.Table.from_batches(batches, STAGED)
@@ -239,9 +239,9 @@ class _RawLine(BaseModel):
         return _Line(
             self.custom_id,
             self.result.type,
-            model=message.model,
-            stop_reason=message.stop_reason,
-            explanation=message.stop_details.explanation if message.stop_details else None,
+            model=_valid(message.model),
+            stop_reason=_valid(message.stop_reason),
+            explanation=_valid(message.stop_details.explanation) if message.stop_details else None,
             text=message.text(),
             input_tokens=usage.input_tokens,
             output_tokens=usage.output_tokens,
@@ -253,10 +253,15 @@ class _RawLine(BaseModel):
             web_searches=usage.server_tool_use.web_search_requests
             if usage.server_tool_use
             else None,
-            error_type=error.error.type,
-            error_message=error.error.message,
-            request_id=error.request_id,
+            error_type=_valid(error.error.type),
+            error_message=_valid(error.error.message),
+            request_id=_valid(error.request_id),
         )
+
+
+def _valid(text: str | None) -> str | None:
+    """A text without lone surrogates, which no table can hold."""
+    return None if text is None else text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _staged(lines: Iterable[_Line], output: Output, nonce: str | None) -> Iterator[pa.RecordBatch]:
@@ -347,7 +352,7 @@ def _with_responses(table: pa.Table, path: Path) -> pa.Table:
     return table.set_column(STAGED.names.index("response"), "response", responses)
 
 
-def _raw_results(file: IO[bytes], wanted: set[str]) -> Iterator[tuple[str, str]]:
+def _raw_results(file: IO[bytes], wanted: set[str]) -> Iterator[tuple[str, str | None]]:
     for raw in file:
         text = raw.decode("utf-8", errors="replace")
         custom_id = _custom_id_in(text)
@@ -355,9 +360,10 @@ def _raw_results(file: IO[bytes], wanted: set[str]) -> Iterator[tuple[str, str]]
             yield custom_id, _as_json(text)
 
 
-def _as_json(text: str) -> str:
+def _as_json(text: str) -> str | None:
     """The result as JSON that DuckDB takes, or the line as a JSON string where it is not."""
     try:
-        return json.dumps(json.loads(text)["result"])
+        result = json.loads(text)["result"]
     except (ValueError, TypeError, KeyError):
-        return json.dumps(text)
+        result = text
+    return _valid(json.dumps(result, ensure_ascii=False))

@@ -47,10 +47,20 @@ class Body:
 
 @dataclass(frozen=True)
 class Spooled:
-    """What could be prepared: bodies to send, and planned chunks whose rows have changed."""
+    """What could be prepared: bodies to send, and planned chunks whose rows have changed.
+
+    As a context it closes the bodies, which are gone then.
+    """
 
     bodies: list[Body]
     stale: list[Chunk]
+
+    def __enter__(self) -> "Spooled":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for body in self.bodies:
+            body.file.close()
 
 
 @dataclass(frozen=True)
@@ -132,8 +142,8 @@ def spool(
         for batch in lines:
             _distribute(batch, spools)
     return Spooled(
-        [each.close() for each in spools.values() if each.is_fresh],
-        [each.chunk for each in spools.values() if not each.is_fresh],
+        [each.finish() for each in spools.values() if each.is_fresh],
+        [each.discard() for each in spools.values() if not each.is_fresh],
     )
 
 
@@ -191,7 +201,11 @@ class _Spool:
         self._append(text)
         self.lines += len(lines)
 
-    def close(self) -> Body:
+    def discard(self) -> Chunk:
+        self.file.close()
+        return self.chunk
+
+    def finish(self) -> Body:
         self._append(b"]}")
         self.file.flush()
         return Body(self.chunk, self.nonce, self.file, self.size, self.sha256.hexdigest())

@@ -40,7 +40,7 @@ class DagsterDriver(LocalDagster):
     If the test fails, the end of Dagster's log is printed, where pytest shows it.
     """
 
-    def __init__(  # noqa: PLR0913 - all but the directory are optional keywords
+    def __init__(
         self,
         directory: Path,
         *,

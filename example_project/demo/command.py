@@ -106,6 +106,6 @@ def _leave(number: int, _frame: FrameType | None) -> NoReturn:
     """End once, and let nothing interrupt the ending of Dagster."""
     for other in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(other, signal.SIG_IGN)
-    where = os.path.relpath(home())
-    print(f"\nStopping Dagster; what is done is kept in {where}.", file=sys.stderr)  # noqa: T201 - a signal handler stays away from rich's locks
+    farewell = f"\nStopping Dagster; {os.path.relpath(home())} is kept: go on with --keep.\n"
+    sys.stderr.write(farewell)  # not through rich, whose locks the interrupted code may hold
     sys.exit(128 + number)

@@ -52,6 +52,9 @@ def print_cost(console: Console, cost: Cost | None, *, simulated: bool) -> None:
     if cost is None:
         console.print("Cost: unknown for this model.")
         return
+    if cost.batch == 0:
+        console.print("Nothing had to be sent: every answer was there already.")
+        return
     real = "would have cost" if simulated else "cost"
     console.print(
         f"In batches this {real} [bold]${cost.batch:.4f}[/bold]; without the batch discount, "

@@ -1,6 +1,6 @@
 """What the end-to-end tests act on: a real Dagster, the simulator that it asks, and DuckDB."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,17 +32,13 @@ class Stage:
     dagster: DagsterDriver
     simulator: Simulator
 
-    def fill(self, asset: str, rows: Iterable[tuple[str, int, str]]) -> None:
-        """Create the asset's source: city, review id and review."""
-        with self._warehouse() as connection:
-            connection.execute(
-                f"CREATE TABLE {asset}_source (city VARCHAR, review_id INTEGER, review VARCHAR)"
-            )
-            connection.executemany(f"INSERT INTO {asset}_source VALUES ($1, $2, $3)", list(rows))
+    def fill(self, asset: str, select: str) -> None:
+        """Create the asset's source from what a query selects."""
+        self.sql(f"CREATE TABLE {asset}_source AS {select}")
 
     def sql(self, query: str) -> list[tuple[Any, ...]]:
         """Run SQL in the warehouse, which no run may be using."""
-        with self._warehouse() as connection:
+        with closing(duckdb.connect(str(self.home / "warehouse.duckdb"))) as connection:
             return connection.execute(query).fetchall()
 
     def cure(self) -> None:
@@ -55,6 +51,14 @@ class Stage:
             params["messages"][-1]["content"]
             for batch in self.simulator.batches()[after:]
             for _, params in self.simulator.requests(batch.id)
+        )
+
+    def wait_until_seen(self, waiting: str, *, sensor: str = "claude_batch_sensor") -> None:
+        """Wait until the sensor's newest tick says that so much is waiting."""
+        self.dagster.wait_for(
+            lambda: waiting in (self.dagster.ticks(sensor, limit=1)[0].skip_reason or ""),
+            timeout=120,
+            what=f"{sensor} to say: {waiting}",
         )
 
     def held_by(self, run_id: str) -> Run:
@@ -79,11 +83,6 @@ class Stage:
 
     def _held_by(self, run_id: str) -> list[Run]:
         return self.dagster.runs(tags={held_run.MAKER_TAG: run_id})
-
-    @contextmanager
-    def _warehouse(self) -> Iterator[duckdb.DuckDBPyConnection]:
-        with closing(duckdb.connect(str(self.home / "warehouse.duckdb"))) as connection:
-            yield connection
 
 
 @contextmanager

@@ -65,7 +65,10 @@ def prompt_of(params: dict[str, Any]) -> str:
 
 
 class Wire(httpx2.BaseTransport):
-    """The simulator's transport, on which calls can be lost on the way there or back."""
+    """The simulator's transport, on which calls can be lost on the way there or back.
+
+    A fault meets the next call it names, once; ``…`` stands for an id in the middle of a path.
+    """
 
     def __init__(self, transport: httpx2.BaseTransport) -> None:
         self.transport = transport
@@ -76,7 +79,8 @@ class Wire(httpx2.BaseTransport):
         call = f"{request.method} {request.url.path}"
         self.calls.append(call)
         for fault in self.faults:
-            if call.startswith(fault[0]) and call.endswith(fault[0].split("…")[-1]):
+            head, _, tail = fault[0].partition("…")
+            if call == fault[0] or (tail and call.startswith(head) and call.endswith(tail)):
                 self.faults.remove(fault)
                 return fault[1](request)
         return self.transport.handle_request(request)
@@ -104,6 +108,18 @@ class Wire(httpx2.BaseTransport):
     def answer(self, call: str, status: int, body: dict[str, Any], **headers: str) -> None:
         """The call does not arrive; something on the way answers it."""
         self.faults.append((call, lambda _: httpx2.Response(status, json=body, headers=headers)))
+
+    def change_call(self, call: str, change: Callable[[bytes], bytes]) -> None:
+        """The call arrives with another body."""
+
+        def fault(request: httpx2.Request) -> httpx2.Response:
+            headers = {k: v for k, v in request.headers.items() if k != "content-length"}
+            changed = httpx2.Request(
+                request.method, request.url, headers=headers, content=change(request.read())
+            )
+            return self.transport.handle_request(changed)
+
+        self.faults.append((call, fault))
 
     def change_answer(self, call: str, change: Callable[[bytes], bytes]) -> None:
         """The answer arrives with another body."""

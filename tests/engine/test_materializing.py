@@ -244,7 +244,7 @@ def test_each_field_of_the_output_becomes_a_typed_column(project: Make) -> None:
 
     made.materialize()
 
-    assert made.answers("tone, kind, places, \"when\", price, note") == [
+    assert made.answers('tone, kind, places, "when", price, note') == [
         (
             "warm",
             "b",
@@ -345,7 +345,7 @@ def test_a_source_that_does_not_exist_is_an_error(project: Make) -> None:
 
 def test_a_source_column_that_collides_with_the_output_is_refused(tweets: Project) -> None:
     with pytest.raises(ColumnCollisionError, match="'label'"):
-        tweets.declare(include=["Label"], source=None, query="SELECT *, 1 AS \"Label\" FROM texts")
+        tweets.declare(include=["Label"], source=None, query='SELECT *, 1 AS "Label" FROM texts')
 
 
 def test_an_unknown_model_is_found_out_before_anything_is_sent(tweets: Project) -> None:

@@ -1,0 +1,104 @@
+import pytest
+from e2e_stage import Stage
+
+TEN_OF_BERLIN = (
+    "SELECT 'berlin' AS city, i AS review_id, 'nice ' || i AS review FROM range(10) AS r(i)"
+)
+
+
+def test_a_run_that_no_sensor_would_let_go_fails_before_anything_is_sent(stage: Stage) -> None:
+    stage.fill("unwatched", TEN_OF_BERLIN)
+    before = stage.simulator.batches()
+
+    run_id = stage.dagster.materialize("unwatched", partition="berlin")
+    run = stage.dagster.wait_for_run(run_id)
+
+    assert run.status == "FAILURE"
+    message = "\n".join(stage.dagster.run_messages(run_id))
+    assert "this code location has no sensor for the resource 'claude_unwatched'" in message
+    assert "Nothing was submitted. Add `claude_batch_sensor` to the `sensors`" in message
+    assert stage.simulator.batches() == before
+    assert stage.dagster.runs(statuses=["QUEUED", "NOT_STARTED"]) == []
+
+
+def test_a_run_fails_before_anything_is_sent_while_the_sensor_is_off_and_works_when_it_is_on(
+    stage: Stage,
+) -> None:
+    stage.fill("switched_off", TEN_OF_BERLIN)
+    before = stage.simulator.batches()
+
+    stage.dagster.stop_sensor("claude_batch_sensor")
+    run_id = stage.dagster.materialize("switched_off", partition="berlin")
+    run = stage.dagster.wait_for_run(run_id)
+    stage.dagster.start_sensor("claude_batch_sensor")
+
+    assert run.status == "FAILURE"
+    message = "\n".join(stage.dagster.run_messages(run_id))
+    assert "the sensor 'claude_batch_sensor' is switched off." in message
+    assert stage.simulator.batches() == before
+
+    again = stage.see_through(stage.dagster.materialize("switched_off", partition="berlin"))
+
+    assert again.status == "SUCCESS"
+    assert len(stage.simulator.batches()) == len(before) + 1
+
+
+def test_with_wait_run_the_run_itself_waits_and_nothing_is_queued(stage: Stage) -> None:
+    stage.fill("waiting_in_the_run", TEN_OF_BERLIN)
+    before = len(stage.simulator.batches())
+
+    run_id = stage.dagster.materialize(
+        "waiting_in_the_run",
+        partition="berlin",
+        run_config={"ops": {"waiting_in_the_run": {"config": {"wait": "run"}}}},
+    )
+    stage.dagster.wait_for(
+        lambda: len(stage.simulator.batches()) > before, timeout=60, what="a batch"
+    )
+    waiting = stage.dagster.runs(statuses=["STARTED", "QUEUED", "NOT_STARTED"])
+    stage.simulator.end_batches()
+    stage.succeed(run_id)
+
+    assert [(run.run_id, run.status) for run in waiting] == [(run_id, "STARTED")]
+    assert stage.dagster.partition_statuses("waiting_in_the_run")["berlin"] == "materialized"
+    assert stage.sql("SELECT count(*) FROM waiting_in_the_run") == [(10,)]
+
+
+def test_what_else_was_selected_runs_once_and_what_is_downstream_runs_after_the_answers(
+    stage: Stage,
+) -> None:
+    dagster = stage.dagster
+
+    run_id = dagster.materialize("mixed_source", "mixed", "mixed_read", "mixed_sibling")
+    held = stage.held_by(run_id)
+    stage.simulator.end_batches()
+    stage.succeed(held.run_id)
+
+    assert sorted(held.assets) == ["mixed", "mixed_read"]
+    assert {
+        asset: [event.run_id for event in dagster.asset_materializations(asset)]
+        for asset in ("mixed_source", "mixed_sibling", "mixed", "mixed_read")
+    } == {
+        "mixed_source": [run_id],
+        "mixed_sibling": [run_id],
+        "mixed": [held.run_id],
+        "mixed_read": [held.run_id],
+    }
+    assert stage.sql("SELECT response FROM mixed_read ORDER BY review_id") == [
+        (f"NICE {number}",) for number in range(10)
+    ]
+
+
+def test_three_launches_of_a_partition_at_once_send_it_once_and_all_end_well(stage: Stage) -> None:
+    stage.fill("thrice", TEN_OF_BERLIN)
+    before = len(stage.simulator.batches())
+
+    launched = [stage.dagster.materialize("thrice", partition="berlin") for _ in range(3)]
+    for run_id in launched:
+        stage.succeed(run_id)
+    ended = [stage.see_through(run_id) for run_id in launched]
+
+    assert [run.status for run in ended] == ["SUCCESS"] * 3
+    assert stage.questions(after=before) == [f"nice {number}" for number in range(10)]
+    assert stage.dagster.partition_statuses("thrice")["berlin"] == "materialized"
+    assert stage.sql("SELECT count(*), count(DISTINCT review_id) FROM thrice") == [(10, 10)]

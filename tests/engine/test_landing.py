@@ -1,0 +1,195 @@
+"""Collecting what was paid for, from downloads in any condition."""
+
+import json
+from collections.abc import Callable
+from datetime import timedelta
+
+import pytest
+from kit import Project
+
+Make = Callable[..., Project]
+RESULTS = "GET /v1/messages/batches/…/results"
+
+
+def _sent(project: Project) -> Project:
+    project.start(run_id="the-run")
+    project.end_batches()
+    return project
+
+
+def _land(project: Project) -> None:
+    project.start(run_id="the-run")
+
+
+def test_landing_twice_changes_nothing(tweets: Project) -> None:
+    first, second = tweets.start(), tweets.start()
+    tweets.end_batches()
+    first.advance()
+    before = tweets.answers("id, _answered_at")
+
+    second.advance()
+
+    assert tweets.answers("id, _answered_at") == before
+
+
+def test_a_download_that_is_short_of_lines_is_repeated(tweets: Project) -> None:
+    _sent(tweets)
+    tweets.wire.change_answer(RESULTS, lambda body: b"".join(body.splitlines(keepends=True)[:4]))
+
+    _land(tweets)
+
+    assert len(tweets.answers()) == 10
+
+
+def test_lines_that_never_come_are_missing_and_asked_again(tweets: Project) -> None:
+    _sent(tweets)
+    for _ in range(3):
+        tweets.wire.change_answer(
+            RESULTS, lambda body: b"".join(body.splitlines(keepends=True)[:-1])
+        )
+
+    _land(tweets)
+
+    assert len(tweets.answers()) == 9
+    assert tweets.failures("_error_type, _cost_usd") == [("missing", None)]
+    assert [len(batch) for batch in tweets.sent().batches] == [10, 1]
+
+
+def test_doubled_and_foreign_lines_are_left_out(tweets: Project) -> None:
+    _sent(tweets)
+    foreign = b'{"custom_id": "someone-1", "result": {"type": "expired"}}\n'
+    tweets.wire.change_answer(RESULTS, lambda body: foreign + body + body)
+
+    _land(tweets)
+
+    assert len(tweets.answers()) == 10
+    assert tweets.failures() == []
+
+
+def _garble(body: bytes, garbled: bytes) -> bytes:
+    """Spoil what the first line says, but not whose it is."""
+    first, *rest = body.splitlines(keepends=True)
+    custom_id = json.loads(first)["custom_id"].encode()
+    return b'{"custom_id":"' + custom_id + b'",' + garbled + b"\n" + b"".join(rest)
+
+
+@pytest.mark.parametrize(
+    "garbled",
+    [
+        b'"result":{"type":"succeeded","message":{"content":[{"type":"text","text":"\xff\xfe"}]}}}',
+        b'"result":{"type":"succ',
+        b'"result":{"type":"succeeded","message":{"stop_reason":"end_turn","content":'
+        b'[{"type":"text","text":"\\ud800"}]}}}',
+        b'"result":7}',
+        b'"result":{"type":"succeeded","type":"errored"}}',
+    ],
+    ids=["invalid UTF-8", "cut off", "lone surrogate", "no object", "doubled key"],
+)
+def test_one_bad_line_fails_one_row(project: Make, garbled: bytes) -> None:
+    made = project(max_attempts=1)
+    made.load([("tweets", f"t{n}", "x") for n in range(10)])
+    _sent(made)
+    made.wire.change_answer(RESULTS, lambda body: _garble(body, garbled))
+
+    _land(made)
+
+    assert len(made.answers()) == 9
+    assert len(made.failures()) == 1
+
+
+@pytest.mark.parametrize(
+    "text", ["a\x00b", "😀" * 10, '"quoted" \\ back', "x" * 400_000, "NULL", "{{ id }}"]
+)
+def test_any_text_survives_the_way_to_claude_and_back(project: Make, text: str) -> None:
+    made = project(output=None, prompt="Rate {{ id }} {{ text }}", max_tokens=128_000)
+    made.load([("tweets", "t1", text)])
+    made.script.replies_with("t1", text)
+
+    made.materialize()
+
+    (batch,) = made.claude.simulator.batches()
+    ((_, params),) = made.claude.simulator.requests(batch.id)
+    assert params["messages"][0]["content"] == f"Rate t1 {text}"
+    assert made.answers("response") == [text]
+
+
+def test_an_answer_that_is_no_json_is_invalid_output(project: Make) -> None:
+    made = project(max_attempts=1)
+    made.load([("tweets", "t1", "x")])
+    made.script.replies_with("t1", "I would rather not say.")
+
+    made.materialize()
+
+    assert made.failures("_error_type, _response IS NOT NULL") == [("invalid_output", True)]
+
+
+def test_results_older_than_29_days_are_expired_and_asked_again(tweets: Project) -> None:
+    _sent(tweets)
+    tweets.claude.simulator.advance(timedelta(days=30))
+
+    _land(tweets)
+
+    assert tweets.failures("DISTINCT _error_type, _retryable") == [("results_expired", True)]
+    assert [len(batch) for batch in tweets.sent().batches] == [10, 10]
+
+
+def test_a_batch_that_the_api_does_not_show_is_waited_for(tweets: Project) -> None:
+    _sent(tweets)
+    (batch,) = tweets.claude.simulator.batches()
+    tweets.claude.delete(batch.id)
+
+    run = tweets.start(run_id="the-run")
+
+    assert run.waiting is not None
+    assert tweets.wire.posts() == 1
+
+
+def test_what_was_answered_before_a_cancellation_is_landed(tweets: Project) -> None:
+    run = tweets.start()
+    tweets.claude.simulator.advance(timedelta(hours=1))
+    (batch,) = tweets.claude.simulator.batches()
+    tweets.claude.cancel(batch.id)
+    tweets.end_batches()
+
+    run.advance()
+
+    answered, cancelled = len(tweets.answers()), len(tweets.failures())
+    assert answered + cancelled == 10
+    assert answered == len(tweets.claude.simulator.bill())
+
+
+def test_an_abandoned_materialization_is_cancelled_and_its_answers_are_landed(
+    tweets: Project,
+) -> None:
+    run = tweets.start(run_id="abandoned")
+    tweets.claude.simulator.advance(timedelta(hours=1))
+
+    left = tweets.engine().settle(["abandoned"], is_alive=lambda _: False)
+    assert left == 1
+    tweets.end_batches()
+
+    assert tweets.engine().settle([], is_alive=lambda _: False) == 0
+    assert len(tweets.answers()) + len(tweets.failures()) == 10
+    assert run.advance() is None
+    assert tweets.wire.posts() == 1
+
+
+def test_a_materialization_that_another_run_waits_for_is_not_cancelled(tweets: Project) -> None:
+    tweets.start(run_id="abandoned")
+    tweets.start(run_id="alive")
+
+    tweets.engine().settle(["abandoned"], is_alive=lambda run_id: run_id == "alive")
+
+    assert tweets.sql("SELECT state FROM claude_batch.materializations") == [("open",)]
+
+
+def test_after_a_cancellation_the_partition_can_be_materialized_again_at_once(
+    tweets: Project,
+) -> None:
+    tweets.start(run_id="abandoned")
+    tweets.engine().settle(["abandoned"], is_alive=lambda _: False)
+
+    tweets.materialize()
+
+    assert len(tweets.answers()) == 10
+    assert len({b.custom_id for b in tweets.claude.simulator.bill()}) == 10

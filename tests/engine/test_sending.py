@@ -1,0 +1,274 @@
+"""Sending exactly once, whatever happens on the wire."""
+
+from collections.abc import Callable
+from datetime import timedelta
+
+import httpx2
+import pytest
+from kit import Project
+
+from dagster_claude_batch.errors import AccountHaltedError, SubmissionRefusedError
+
+Make = Callable[..., Project]
+CREATE = "POST /v1/messages/batches"
+LONG_ENOUGH = timedelta(minutes=16)
+
+
+def test_a_lost_answer_is_not_a_reason_to_send_again(tweets: Project) -> None:
+    tweets.wire.lose_answer(CREATE)
+
+    run = tweets.start()
+    tweets.claude.simulator.advance(LONG_ENOUGH)
+    run.advance()
+
+    assert tweets.wire.posts() == 1
+    assert tweets.chunk_states() == {"sending": 1}
+
+
+def test_a_batch_whose_creation_was_in_doubt_is_found_by_its_nonce(tweets: Project) -> None:
+    tweets.wire.lose_answer(CREATE)
+    run = tweets.start()
+    tweets.claude.simulator.advance(LONG_ENOUGH)
+    tweets.end_batches()
+
+    assert run.advance() is None
+    assert tweets.wire.posts() == 1
+    assert len(tweets.answers()) == 10
+
+
+def test_a_batch_of_somebody_else_with_as_many_requests_is_not_taken(tweets: Project) -> None:
+    tweets.wire.lose_call(CREATE, httpx2.ReadTimeout)
+    run = tweets.start()
+    tweets.claude.create(
+        [
+            {
+                "custom_id": f"somebody-{n}",
+                "params": {
+                    "model": "claude-haiku-5-5",
+                    "max_tokens": 10,
+                    "messages": [{"role": "user", "content": "Rate theirs please"}],
+                },
+            }
+            for n in range(10)
+        ]
+    )
+    tweets.end_batches()
+    tweets.claude.simulator.advance(LONG_ENOUGH)
+
+    run.advance()
+    tweets.end_batches()
+
+    assert run.advance() is None
+    assert tweets.sql("SELECT count(DISTINCT batch_id) FROM claude_batch.chunks") == [(1,)]
+    assert len(tweets.answers()) == 10
+
+
+def test_what_surely_never_arrived_is_sent_once_it_has_settled(tweets: Project) -> None:
+    tweets.wire.lose_call(CREATE, httpx2.ReadError)
+    run = tweets.start()
+    tweets.claude.simulator.advance(LONG_ENOUGH)
+
+    run.advance()
+
+    assert len(tweets.claude.simulator.batches()) == 1
+    assert tweets.chunk_states() == {"submitted": 1}
+
+
+def test_before_it_has_settled_nothing_is_sent_again(tweets: Project) -> None:
+    tweets.wire.lose_call(CREATE, httpx2.ReadError)
+    run = tweets.start()
+    tweets.claude.simulator.advance(timedelta(minutes=9))
+
+    waiting = run.advance()
+
+    assert tweets.wire.posts() == 1
+    assert waiting is not None
+    assert waiting.not_before is not None
+
+
+@pytest.mark.parametrize("error", [httpx2.ConnectError, httpx2.ConnectTimeout])
+def test_a_connection_that_was_never_made_leaves_the_chunk_planned(
+    tweets: Project, error: type[httpx2.TransportError]
+) -> None:
+    tweets.wire.lose_call(CREATE, error)
+
+    run = tweets.start()
+
+    assert tweets.chunk_states() == {"planned": 1}
+    assert run.waiting is not None
+    run.advance()
+    assert tweets.chunk_states() == {"submitted": 1}
+
+
+def test_a_crash_between_intent_and_sending_sends_once(tweets: Project) -> None:
+    class CrashError(BaseException):
+        pass
+
+    tweets.wire.faults.append((CREATE, _raising(CrashError)))
+    with pytest.raises(CrashError):
+        tweets.start(run_id="crashed")
+    tweets.claude.simulator.advance(LONG_ENOUGH)
+
+    assert len(tweets.materialize().rows) == 10
+    assert len(tweets.answers()) == 10
+
+
+def test_a_crash_after_sending_does_not_send_again(tweets: Project) -> None:
+    class CrashError(BaseException):
+        pass
+
+    def crash(request: httpx2.Request) -> httpx2.Response:
+        tweets.wire.transport.handle_request(request).read()
+        raise CrashError
+
+    tweets.wire.faults.append((CREATE, crash))
+    with pytest.raises(CrashError):
+        tweets.start(run_id="crashed")
+    tweets.claude.simulator.advance(LONG_ENOUGH)
+    tweets.end_batches()
+
+    assert tweets.materialize().rows == []
+    assert len(tweets.answers()) == 10
+
+
+def _raising(error: type[BaseException]) -> Callable[[httpx2.Request], httpx2.Response]:
+    def fault(request: httpx2.Request) -> httpx2.Response:
+        del request
+        raise error
+
+    return fault
+
+
+def test_a_full_queue_is_waited_for(project: Make) -> None:
+    made = project(chunk_size=5, claude={"max_queued_requests": 8})
+    made.load([("tweets", f"t{n}", "x") for n in range(10)])
+
+    run = made.start()
+
+    assert made.chunk_states() == {"submitted": 1, "planned": 1}
+    assert run.waiting is not None
+    assert run.waiting.not_before is not None
+    assert made.materialize().batches == [["t5", "t6", "t7", "t8", "t9"]]
+
+
+def test_retry_after_says_how_long_to_wait(tweets: Project) -> None:
+    tweets.wire.answer(CREATE, 429, _error("rate_limit_error", "slow down"), **{"retry-after": "7"})
+
+    before = tweets.claude.now()
+    run = tweets.start()
+
+    assert run.waiting is not None
+    assert run.waiting.not_before is not None
+    pause = run.waiting.not_before - before
+    assert timedelta(seconds=7) <= pause < timedelta(seconds=30)
+
+
+def test_no_more_requests_are_out_than_the_window_holds(project: Make) -> None:
+    made = project(chunk_size=4, claude={"max_in_flight_requests": 9})
+    made.load([("tweets", f"t{n}", "x") for n in range(10)])
+
+    run = made.start()
+
+    assert made.chunk_states() == {"submitted": 2, "planned": 1}
+    assert run.waiting is not None
+    assert (run.waiting.unsent, run.waiting.needs) == (1, 2)
+    made.end_batches()
+    run.advance()
+    assert made.chunk_states() == {"landed": 2, "submitted": 1}
+
+
+def test_a_chunk_larger_than_the_window_goes_alone(project: Make) -> None:
+    made = project(chunk_size=4, claude={"max_in_flight_requests": 2})
+    made.load([("tweets", f"t{n}", "x") for n in range(8)])
+
+    made.start()
+
+    assert made.chunk_states() == {"submitted": 1, "planned": 1}
+
+
+@pytest.mark.parametrize(
+    ("status", "error_type", "message"),
+    [
+        (401, "authentication_error", "invalid x-api-key"),
+        (402, "billing_error", "pay first"),
+        (400, "invalid_request_error", "Your credit balance is too low to access the API"),
+    ],
+)
+def test_a_halted_account_stops_the_sending_and_says_so(
+    tweets: Project, status: int, error_type: str, message: str
+) -> None:
+    tweets.wire.answer(CREATE, status, _error(error_type, message))
+
+    with pytest.raises(AccountHaltedError, match=message):
+        tweets.start()
+    assert tweets.failures() == []
+    assert len(tweets.materialize().rows) == 10
+
+
+def test_what_was_sent_before_the_account_was_halted_is_collected(project: Make) -> None:
+    made = project(chunk_size=5)
+    made.load([("tweets", f"t{n}", "x") for n in range(10)])
+    halted = _error("billing_error", "pay first")
+    made.wire.answer("GET /v1/models/…", 404, _error("not_found_error", "x"))
+    made.wire.faults.clear()
+    run = made.engine()
+    run.before_sending = lambda: None
+    made.wire.faults.append((CREATE, _passing(made)))
+    made.wire.answer(CREATE, 402, halted)
+
+    first = made.start(run_id="halted")
+    assert first.waiting is not None
+    assert made.chunk_states() == {"submitted": 1, "planned": 1}
+    made.end_batches()
+    made.wire.answer(CREATE, 402, halted)
+
+    with pytest.raises(AccountHaltedError, match="5 rows were not sent"):
+        first.advance()
+    assert len(made.answers()) == 5
+
+
+def _passing(project: Project) -> Callable[[httpx2.Request], httpx2.Response]:
+    return project.wire.transport.handle_request
+
+
+def test_a_batch_that_the_api_refuses_is_an_error_that_names_the_reason(tweets: Project) -> None:
+    tweets.wire.answer(CREATE, 400, _error("invalid_request_error", "requests: too odd"))
+
+    with pytest.raises(SubmissionRefusedError, match="requests: too odd"):
+        tweets.start()
+    assert len(tweets.materialize().rows) == 10
+
+
+def _error(error_type: str, message: str) -> dict[str, object]:
+    return {"type": "error", "error": {"type": error_type, "message": message}}
+
+
+def test_rows_that_change_before_their_chunk_is_sent_are_asked_as_they_are(project: Make) -> None:
+    made = project(chunk_size=5, claude={"max_in_flight_requests": 5})
+    made.load([("tweets", f"t{n}", "x") for n in range(10)])
+    run = made.start()
+    made.change("t7", "changed meanwhile")
+    made.remove("t8")
+    made.change("t9", None)
+    made.end_batches()
+
+    run.advance()
+
+    assert made.sent().batches[1] == ["t5", "t6", "t7"]
+    made.end_batches()
+    assert run.advance() is None
+    assert made.materialize().rows == []
+    assert made.failures() == [("t9", "invalid_row")]
+
+
+def test_the_body_that_was_sent_is_the_one_in_the_ledger(tweets: Project) -> None:
+    tweets.start()
+
+    (batch,) = tweets.claude.simulator.batches()
+    ((size, requests, nonce),) = tweets.sql(
+        "SELECT bytes, requests, nonce FROM claude_batch.chunks"
+    )
+    ids = [custom_id for custom_id, _ in tweets.claude.simulator.requests(batch.id)]
+    assert requests == 10
+    assert size > 1_000
+    assert ids == [f"{nonce}-{n}" for n in range(10)]
