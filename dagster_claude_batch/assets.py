@@ -125,7 +125,9 @@ def build_claude_batch_asset(  # noqa: PLR0913  # a declaration is made of its a
     """
     asset_key = dg.AssetKey.from_coercible(key)
     asset = asset_key.to_user_string()
-    columns = (row_key,) if isinstance(row_key, str) else tuple(row_key)
+    columns = _checked_columns(
+        asset, "row_key", (row_key,) if isinstance(row_key, str) else tuple(row_key)
+    )
     included = tuple(name for name in include if name not in columns)
     described = Output.from_model(output, asset=asset)
     refuse_collisions(asset, [*columns, *included], [each.name for each in described.columns])
@@ -137,7 +139,7 @@ def build_claude_batch_asset(  # noqa: PLR0913  # a declaration is made of its a
         source_label=label,
         source_candidates=candidates,
         query_relation=None if query is None else parse_query(asset, query),
-        row_key=_checked_columns(asset, "row_key", columns),
+        row_key=columns,
         include=included,
         partition_exprs=partitions.expressions(asset, partitions_def, partition_expr),
         prompt=_template(asset, prompt),

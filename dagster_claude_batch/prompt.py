@@ -10,7 +10,7 @@ from typing import Any, Final
 HASH_VERSION: Final = "v1"
 """Begins every request hash. A new version asks every row again: change it never lightly."""
 
-_PLACEHOLDER: Final = re.compile(r"\{\{\s*([^{}]+?)\s*\}\}")
+_PLACEHOLDER: Final = re.compile(r"\{\{\s*([^{}\s](?:[^{}]*[^{}\s])?)\s*\}\}")
 
 
 @dataclass(frozen=True)

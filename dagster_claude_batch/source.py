@@ -68,6 +68,11 @@ class SourceTable:
                 return candidate
         raise MissingColumnError(asset, argument, name, list(self.columns))
 
+    def expression(self, text: str) -> str:
+        """What the user wrote, as SQL: a column, even of an odd name, or an expression."""
+        named = [name for name in self.columns if name.casefold() == text.strip().casefold()]
+        return quote_identifier(named[0]) if named else f"(\n{text}\n)"
+
     def type_of(self, asset: str, argument: str, name: str) -> str:
         """The DuckDB type of a column."""
         return self.columns[self.column(asset, argument, name)]
@@ -178,7 +183,7 @@ def _picked(declaration: Declaration, source: SourceTable, used: Sequence[str]) 
         for number, name in enumerate(names)
     ]
     columns += [
-        f"(\n{expression}\n) AS e{number}"
+        f"{source.expression(expression)} AS e{number}"
         for number, expression in enumerate(declaration.partition_exprs)
     ]
     return f"SELECT {', '.join(columns)} FROM {source.relation} AS source"
@@ -242,7 +247,8 @@ def _moment(moment: datetime, kind: str) -> str:
 
 def _type_of_expression(connection: Connection, source: SourceTable, expression: str) -> str:
     (kind,) = columns_of(
-        connection, f"(SELECT (\n{expression}\n) AS e FROM {source.relation} AS source)"
+        connection,
+        f"(SELECT {source.expression(expression)} AS e FROM {source.relation} AS source)",
     ).values()
     return kind
 

@@ -54,9 +54,7 @@ def test_a_partition_fails_above_the_failure_rate_and_only_its_failed_rows_are_s
     )
     dagster = stage.dagster
 
-    run = stage.see_through(
-        dagster.materialize("failing", partition_range=("amsterdam", "berlin"))
-    )
+    run = stage.see_through(dagster.materialize("failing", partition_range=("amsterdam", "berlin")))
 
     assert run.status == "FAILURE"
     assert dagster.partition_statuses("failing") == {

@@ -5,7 +5,9 @@ from e2e_stage import Stage
 @pytest.fixture(scope="module", autouse=True)
 def materialized(stage: Stage) -> None:
     """One partition of each asset, together with what reads it downstream."""
-    stage.fill("unpartitioned", "SELECT i AS review_id, 'nice ' || i AS review FROM range(3) AS r(i)")
+    stage.fill(
+        "unpartitioned", "SELECT i AS review_id, 'nice ' || i AS review FROM range(3) AS r(i)"
+    )
     stage.fill(
         "daily",
         "FROM (VALUES "

@@ -1,0 +1,139 @@
+"""Wrong declarations fail when the definitions load, and say what to do."""
+
+from typing import Any
+
+import dagster as dg
+import pytest
+from pydantic import BaseModel
+
+from dagster_claude_batch import build_claude_batch_asset
+from dagster_claude_batch.batch_asset import batch_asset
+from dagster_claude_batch.errors import ColumnCollisionError, DeclarationError
+
+RIGHT: dict[str, Any] = {"source": "texts", "row_key": "id", "prompt": "Rate {{ text }}"}
+STATIC = dg.StaticPartitionsDefinition(["a", "b"])
+MULTI = dg.MultiPartitionsDefinition({"x": STATIC, "y": STATIC})
+
+
+@pytest.mark.parametrize(
+    ("declared", "argument"),
+    [
+        ({"query": "SELECT 1"}, "source"),
+        ({"source": None}, "source"),
+        ({"source": 'a."b'}, "source"),
+        ({"source": None, "query": "SELECT 1; SELECT 2"}, "query"),
+        ({"source": None, "query": "DROP TABLE texts"}, "query"),
+        ({"source": None, "query": "SELEC"}, "query"),
+        ({"row_key": []}, "row_key"),
+        ({"row_key": ["id", "ID"]}, "row_key"),
+        ({"prompt": "Rate this text"}, "prompt"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_attempts": 0}, "max_attempts"),
+        ({"max_failure_rate": 1.5}, "max_failure_rate"),
+        ({"chunk_size": 0}, "chunk_size"),
+        ({"chunk_size": 100_001}, "chunk_size"),
+        ({"params": {"model": "x"}}, "params"),
+        ({"params": {"stream": True}}, "params"),
+        ({"params": {"temprature": 1}}, "params"),
+        ({"params": {"metadata": object()}}, "params"),
+        ({"table": "a.b.c.d"}, "table"),
+        ({"partitions_def": STATIC}, "partition_expr"),
+        ({"partition_expr": "corpus"}, "partition_expr"),
+        ({"partitions_def": MULTI, "partition_expr": "corpus"}, "partition_expr"),
+        ({"partitions_def": MULTI, "partition_expr": {"x": "a"}}, "partition_expr"),
+    ],
+)
+def test_an_argument_that_cannot_work_is_named(declared: dict[str, Any], argument: str) -> None:
+    with pytest.raises(DeclarationError, match=f"Asset 'ratings', argument `{argument}`"):
+        build_claude_batch_asset("ratings", **{**RIGHT, **declared})
+
+
+class Clash(BaseModel):
+    ID: str
+
+
+def test_an_output_field_that_collides_with_the_key_is_refused() -> None:
+    with pytest.raises(ColumnCollisionError, match="'ID'"):
+        build_claude_batch_asset("ratings", **RIGHT, output=Clash)
+
+
+def test_a_key_that_collides_with_our_own_columns_is_refused() -> None:
+    with pytest.raises(ColumnCollisionError, match="'_Partition'"):
+        build_claude_batch_asset("ratings", **{**RIGHT, "row_key": "_Partition"})
+
+
+@pytest.mark.parametrize(
+    ("key", "table", "answers", "failures"),
+    [
+        ("ratings", None, "main.ratings", "main.ratings_failures"),
+        (["shop", "ratings"], None, "shop.ratings", "shop.ratings_failures"),
+        ("ratings", "other", "main.other", "main.other_failures"),
+        ("ratings", '"odd schema".t', "odd schema.t", "odd schema.t_failures"),
+    ],
+)
+def test_where_the_tables_are(
+    key: str | list[str], table: str | None, answers: str, failures: str
+) -> None:
+    found = batch_asset(build_claude_batch_asset(key, **RIGHT, table=table))
+
+    assert found is not None
+    assert (str(found.declaration.answers), str(found.declaration.failures)) == (answers, failures)
+
+
+@dg.asset
+def texts() -> None: ...
+
+
+@dg.asset(key=["raw", "texts"], metadata={"dagster/table_name": "lake.texts_v2"})
+def named_texts() -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("source", "tables"),
+    [
+        ("texts", ["texts"]),
+        ("raw.texts", ["raw.texts"]),
+        (texts, ["main.texts", "public.texts"]),
+        (dg.AssetKey(["raw", "texts"]), ["raw.texts"]),
+        (named_texts, ["lake.texts_v2"]),
+    ],
+    ids=["a table", "a table with schema", "an asset", "a key with a prefix", "table metadata"],
+)
+def test_where_the_source_is_looked_for(source: Any, tables: list[str]) -> None:
+    found = batch_asset(build_claude_batch_asset("ratings", **{**RIGHT, "source": source}))
+
+    assert found is not None
+    assert [str(table) for table in found.declaration.source_candidates] == tables
+
+
+def test_a_source_asset_is_the_upstream() -> None:
+    built = build_claude_batch_asset("ratings", **{**RIGHT, "source": texts}, deps=["more"])
+
+    (spec,) = built.specs
+    assert {dep.asset_key for dep in spec.deps} == {texts.key, dg.AssetKey("more")}
+
+
+def test_the_declaration_survives_what_dagster_does_to_assets() -> None:
+    built = build_claude_batch_asset("ratings", **RIGHT)
+    (mapped,) = dg.map_asset_specs(lambda spec: spec.replace_attributes(tags={"a": "b"}), [built])
+    repository = dg.Definitions(
+        assets=[mapped], resources={"duckdb": 1, "claude_batch": 2}
+    ).get_repository_def()
+
+    found = batch_asset(repository.assets_defs_by_key[dg.AssetKey("ratings")])
+
+    assert found is batch_asset(built)
+
+
+def test_definition_metadata_tells_io_managers_where_to_read() -> None:
+    built = build_claude_batch_asset(
+        ["shop", "ratings"],
+        **RIGHT,
+        partitions_def=dg.DailyPartitionsDefinition("2026-01-01"),
+        partition_expr="day",
+    )
+
+    metadata = built.metadata_by_key[built.key]
+    assert metadata["schema"] == "shop"
+    assert metadata["partition_expr"] == "strptime(_partition, '%Y-%m-%d')"
+    assert metadata["dagster/table_name"] == "shop.ratings"
