@@ -236,6 +236,7 @@ def _sizes_of_chunks(plan: Plan, attempt: int, max_tokens: int) -> list[tuple[in
         chunks = into_chunks(sizes, _limits_of_attempt(plan.declaration.limits, attempt))
         return [(len(positions), size) for positions, size in chunks]
     except OversizedRequestError as error:
+        due.close()  # a connection has one open result at a time
         largest = f"{DUE} WHERE bytes = {error.size - fixed:d}"
         raise OversizedRequestError(
             error.position,

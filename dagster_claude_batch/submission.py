@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import IO, Any, Final, TypeAlias, cast
+from typing import IO, Any, Final, Self, TypeAlias, cast
 
 import anthropic
 import httpx2
@@ -55,7 +55,7 @@ class Spooled:
     bodies: list[Body]
     stale: list[Chunk]
 
-    def __enter__(self) -> "Spooled":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

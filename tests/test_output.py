@@ -746,7 +746,7 @@ def test_a_type_that_cannot_be_asked_for_is_refused_with_its_path(
     "model", [int, dict, Tags, Part(name="x", count=1), BaseModel, create_model("Empty")]
 )
 def test_what_is_not_a_model_with_fields_is_refused(
-    model: Any,  # noqa: ANN401 - wrong types are the point
+    model: Any,
 ) -> None:
     with pytest.raises(UnsupportedOutputError, match="'asset', argument `output`: the model"):
         Output.from_model(model, asset="asset")

@@ -26,7 +26,7 @@ DAYS = dg.DailyPartitionsDefinition("2026-03-01", end_date="2026-03-04")
 CITIES_BY_DAY = dg.MultiPartitionsDefinition({"city": CITIES, "day": DAYS})
 
 
-def asked(name: str, **declared: Any) -> dg.AssetsDefinition:  # noqa: ANN401 - any argument of the factory
+def asked(name: str, **declared: Any) -> dg.AssetsDefinition:
     partitioned = {"partitions_def": CITIES, "partition_expr": "city"}
     return build_claude_batch_asset(
         name,

@@ -1,4 +1,3 @@
-import pytest
 from e2e_stage import Stage
 
 TEN_OF_BERLIN = (

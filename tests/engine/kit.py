@@ -182,7 +182,9 @@ DECLARED = {
 class Project:
     """A declared asset over a table ``texts(corpus, id, text)`` in a DuckDB file."""
 
-    def __init__(self, directory: Path, *, claude: dict[str, Any] | None = None, **declared: Any):
+    def __init__(
+        self, directory: Path, *, claude: dict[str, Any] | None = None, **declared: Any
+    ) -> None:
         self.directory = directory
         self.path = directory / "warehouse.duckdb"
         self.claude = WiredClaude(path=str(directory / "simulator"), **(claude or {}))

@@ -73,13 +73,18 @@ def _garble(body: bytes, garbled: bytes) -> bytes:
     return b'{"custom_id":"' + custom_id + b'",' + garbled + b"\n" + b"".join(rest)
 
 
+LONE_SURROGATE = (
+    b'"result":{"type":"succeeded","message":{"stop_reason":"end_turn","content":'
+    b'[{"type":"text","text":"\\ud800"}]}}}'
+)
+
+
 @pytest.mark.parametrize(
     "garbled",
     [
         b'"result":{"type":"succeeded","message":{"content":[{"type":"text","text":"\xff\xfe"}]}}}',
         b'"result":{"type":"succ',
-        b'"result":{"type":"succeeded","message":{"stop_reason":"end_turn","content":'
-        b'[{"type":"text","text":"\\ud800"}]}}}',
+        LONE_SURROGATE,
         b'"result":7}',
         b'"result":{"type":"succeeded","type":"errored"}}',
     ],

@@ -351,7 +351,7 @@ def test_a_source_column_that_collides_with_the_output_is_refused(tweets: Projec
 def test_an_unknown_model_is_found_out_before_anything_is_sent(tweets: Project) -> None:
     tweets.declare(model="claude-haiku-99")
 
-    with pytest.raises(ModelUnavailableError, match="claude-haiku-99.*does not exist"):
+    with pytest.raises(ModelUnavailableError, match=r"claude-haiku-99.*does not exist"):
         tweets.start()
     assert tweets.wire.posts() == 0
     assert tweets.sql("SELECT state FROM claude_batch.materializations") == [("cancelled",)]
