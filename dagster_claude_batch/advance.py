@@ -10,7 +10,8 @@ import anthropic
 from anthropic.types import ModelInfo
 from anthropic.types.messages import MessageBatch
 
-from dagster_claude_batch import ledger
+from dagster_claude_batch import chunks, ledger
+from dagster_claude_batch.chunks import Chunk, ChunkState
 from dagster_claude_batch.declaration import Declaration
 from dagster_claude_batch.due import Plan
 from dagster_claude_batch.errors import (
@@ -20,13 +21,7 @@ from dagster_claude_batch.errors import (
     SubmissionRefusedError,
 )
 from dagster_claude_batch.landing import Landing, counts_of, land
-from dagster_claude_batch.ledger import (
-    Chunk,
-    ChunkState,
-    LedgerAsset,
-    Materialization,
-    MaterializationConfig,
-)
+from dagster_claude_batch.ledger import LedgerAsset, Materialization, MaterializationConfig
 from dagster_claude_batch.planning import RunIdentity, attach, plan_retries, replan
 from dagster_claude_batch.resource import RESULTS_LAST, ClaudeBatchResource
 from dagster_claude_batch.results import STAGED, fetch
@@ -165,11 +160,11 @@ class Engine:
 
         def work(connection: Connection) -> None:
             identity = materialization.materialization_id
-            sent = ledger.chunks_of(connection, [identity], ("sending", "submitted", "landed"))
+            sent = chunks.chunks_of(connection, [identity], ("sending", "submitted", "landed"))
             if if_unsent and (sent or not ledger.runs_of(connection, identity) <= this_run):
                 return
             if ledger.end_materialization(connection, identity, "cancelled", now):
-                ledger.dissolve_planned(connection, _registered(connection, asset), identity)
+                chunks.dissolve_planned(connection, _registered(connection, asset), identity)
 
         self.warehouse.transact(work)
 
@@ -180,11 +175,11 @@ class Engine:
         ids = [each.materialization_id for each in materializations]
 
         def work(connection: Connection) -> list[Outstanding]:
-            chunks = ledger.chunks_of(connection, ids, ledger.OUT)
+            out = chunks.chunks_of(connection, ids, chunks.OUT)
             return [
                 Outstanding(
                     ledger.get_materialization(connection, identity),
-                    [chunk for chunk in chunks if chunk.materialization_id == identity],
+                    [chunk for chunk in out if chunk.materialization_id == identity],
                 )
                 for identity in ids
             ]
@@ -207,7 +202,7 @@ class Engine:
         doubtful = [chunk for each in work for chunk in each.in_state("sending")]
         if not doubtful:
             return False, None
-        known = self.warehouse.transact(ledger.known_batches)
+        known = self.warehouse.transact(chunks.known_batches)
         unsettled: list[datetime] = []
         for chunk in doubtful:
             match reconcile(self.claude, chunk, known=known, now=self.claude.now()):
@@ -223,11 +218,11 @@ class Engine:
     def _record(self, chunk: Chunk, batch: MessageBatch) -> None:
         now = self.claude.now()
         self.warehouse.transact(
-            lambda connection: ledger.mark_submitted(connection, chunk, batch.id, now)
+            lambda connection: chunks.mark_submitted(connection, chunk, batch.id, now)
         )
 
     def _unsend(self, chunk: Chunk) -> None:
-        self.warehouse.transact(lambda connection: ledger.mark_unsent(connection, chunk))
+        self.warehouse.transact(lambda connection: chunks.mark_unsent(connection, chunk))
 
     # --- 2. land ----------------------------------------------------------------------------
 
@@ -303,7 +298,7 @@ class Engine:
         plan = self._plan(connection, materialization)
         ledger.claim_chunks(connection, plan.registered, 0)
         identity = materialization.materialization_id
-        if ledger.chunks_of(connection, [identity], ledger.OUT):
+        if chunks.chunks_of(connection, [identity], chunks.OUT):
             return 0  # another run has planned meanwhile
         retried = plan_retries(plan, slices)
         if not retried:
@@ -353,7 +348,7 @@ class Engine:
         return self.warehouse.transact(work)
 
     def _room(self, connection: Connection) -> int:
-        out = ledger.in_flight(connection, self.declaration.workspace)
+        out = chunks.in_flight(connection, self.declaration.workspace)
         return self.claude.max_in_flight_requests - out
 
     def _fits(self, chunk: Chunk, room: int, *, is_first: bool) -> bool:
@@ -423,10 +418,10 @@ class Engine:
         now = self.claude.now()
 
         def work(connection: Connection) -> bool:
-            ledger.serialize_sending(connection, self.declaration.workspace)
+            chunks.serialize_sending(connection, self.declaration.workspace)
             if not self._fits(body.chunk, self._room(connection), is_first=True):
                 return False
-            ledger.mark_sending(
+            chunks.mark_sending(
                 connection,
                 body.chunk,
                 nonce=body.nonce,

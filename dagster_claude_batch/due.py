@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, Literal
 
-from dagster_claude_batch import ledger
+from dagster_claude_batch import chunks
 from dagster_claude_batch.declaration import Declaration
 from dagster_claude_batch.departed import move_to_departed, welcome_back
 from dagster_claude_batch.errors import DuplicateRowKeyError, NullRowKeyError
@@ -103,7 +103,7 @@ def choose_retries(plan: Plan, slices: Sequence[PartitionSlice]) -> int:
     return int(count)
 
 
-def choose_again(plan: Plan, chunk: ledger.Chunk, slices: Sequence[PartitionSlice]) -> None:
+def choose_again(plan: Plan, chunk: chunks.Chunk, slices: Sequence[PartitionSlice]) -> None:
     """Choose what is still to be asked of a planned chunk's rows, which have changed since."""
     keys = our_keys_as_selected(plan.declaration, "q")
     plan.connection.execute(
@@ -241,7 +241,7 @@ def _choose(plan: Plan) -> None:
         """,
         {
             "asset": declaration.asset,
-            "out": list(ledger.OUT),
+            "out": list(chunks.OUT),
             "max_tokens": declaration.max_tokens,
         },
     )

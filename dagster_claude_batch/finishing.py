@@ -164,7 +164,8 @@ def metadata_of(declaration: Declaration, report: PartitionReport) -> Metadata:
     """What a partition's materialization shows. Numbers are plotted over time."""
     usage = report.usage
     metadata: Metadata = {
-        "dagster/partition_row_count" if report.partition else "dagster/row_count": report.answered,
+        "dagster/row_count": report.answers_in_table,
+        "dagster/column_schema": _column_schema(declaration, report),
         "rows": report.rows,
         "answered": report.answered,
         "failed": report.failed,
@@ -183,6 +184,8 @@ def metadata_of(declaration: Declaration, report: PartitionReport) -> Metadata:
         "failures_table": str(declaration.failures),
         **{f"failed/{kind}": count for kind, count in report.failed_by_type.items()},
     }
+    if report.partition is not None:
+        metadata["dagster/partition_row_count"] = report.answered
     if report.kept_despite_failure:
         metadata["earlier_answers_kept"] = report.kept_despite_failure
     if usage.cost_usd is not None:
@@ -197,6 +200,15 @@ def metadata_of(declaration: Declaration, report: PartitionReport) -> Metadata:
 
 _STANDARD_TO_BATCH: Final = Decimal(2)
 """A batch costs half of the standard price, for input and output alike."""
+
+
+def _column_schema(declaration: Declaration, report: PartitionReport) -> dg.TableSchema:
+    described = {column.name: column.description for column in declaration.output.columns}
+    return dg.TableSchema(
+        columns=[
+            dg.TableColumn(name, kind, described.get(name)) for name, kind in report.columns.items()
+        ]
+    )
 
 
 def _preview(preview: Sequence[Mapping[str, Any]]) -> dg.MetadataValue[Any]:

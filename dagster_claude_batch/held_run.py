@@ -45,6 +45,8 @@ STATE_TAG: Final = ".dagster/claude_batch.state"
 MAKER_TAG: Final = ".dagster/claude_batch.maker"
 POOL_TAG: Final = ".dagster/claude_batch.pool"
 OLD_PRIORITY_TAG: Final = ".dagster/claude_batch.priority"
+FRUITLESS_TAG: Final = ".dagster/claude_batch.fruitless"
+"""How many runs before this one, in a chain, ended without having sent anything."""
 _WAIT_TAG: Final = ".dagster/claude_batch.wait."
 _BATCHES_TAG: Final = ".dagster/claude_batch.batches."
 SHORT_TAG: Final = "claude_batch"
@@ -59,6 +61,9 @@ SENSOR_RESOURCE_TAG: Final = "dagster_claude_batch/claude_resource"
 
 OLD_AGE: Final = timedelta(hours=10)
 """From this age of a batch on, looks are ten times as far apart as at first."""
+
+MOST_FRUITLESS: Final = 5
+"""So many runs in a chain may end without having sent anything, before it is given up."""
 
 LAST_IN_QUEUE: Final = "-1000"
 """Dagster counts a held run against tag limits before it looks at pools: so it goes last."""
@@ -158,8 +163,14 @@ def make(
     It repeats of ``run`` the batch assets and what is downstream of them.
 
     Raises:
-        RuntimeError: Dagster would not hold it. It was deleted again.
+        RuntimeError: Dagster would not hold it, or one run after the other has made a successor
+            without sending anything. There is no held run then.
     """
+    if _fruitless(run) > MOST_FRUITLESS:
+        raise RuntimeError(
+            f"{MOST_FRUITLESS} runs in a row have ended before they had sent anything. Nothing was "
+            "submitted. Read why the runs before this one failed, then materialize again."
+        )
     held_id = held_run_id(run.run_id)
     pool = pool_of(held_id)
     snapshot = instance.get_execution_plan_snapshot(str(run.execution_plan_snapshot_id))
@@ -274,10 +285,18 @@ def _tags(run: dg.DagsterRun, held_id: str, pool: str, claude_resource: str) -> 
         HELD_TAG: claude_resource,
         STATE_TAG: WAITING,
         MAKER_TAG: run.run_id,
+        FRUITLESS_TAG: str(_fruitless(run)),
         POOL_TAG: pool,
         SHORT_TAG: "sending batches",
         LONG_TAG: f"Run {held_id[:8]} collects the results as soon as the batches have ended.",
     }
+
+
+def _fruitless(run: dg.DagsterRun) -> int:
+    """Count the links of a chain of held runs that never had anything to wait for."""
+    if HELD_TAG not in run.tags or read(run).waits:
+        return 0
+    return int(run.tags.get(FRUITLESS_TAG, "0")) + 1
 
 
 def original_priority(tags: Mapping[str, str]) -> str:

@@ -7,12 +7,13 @@ from datetime import datetime
 import pyarrow as pa
 from anthropic.types.messages import MessageBatch
 
-from dagster_claude_batch import ledger
+from dagster_claude_batch import chunks, ledger
+from dagster_claude_batch.chunks import Chunk
 from dagster_claude_batch.cost import batch_prices
 from dagster_claude_batch.declaration import Declaration
 from dagster_claude_batch.departed import move_to_departed
 from dagster_claude_batch.identifiers import quote_identifier
-from dagster_claude_batch.ledger import Chunk, LedgerAsset, Materialization
+from dagster_claude_batch.ledger import LedgerAsset, Materialization
 from dagster_claude_batch.matching import our_columns, ours_is_ours
 from dagster_claude_batch.outcomes import is_halt, is_retryable
 from dagster_claude_batch.tables import ANSWER_COLUMNS, FAILURE_COLUMNS
@@ -52,10 +53,10 @@ def land(  # what came back, and where it belongs
         LostChunkError: It has been landed before; nothing changes.
     """
     chunk = landing.chunk
-    ledger.mark_landed(connection, chunk, landing.counts, ended_at=landing.ended_at, now=now)
+    chunks.mark_landed(connection, chunk, landing.counts, ended_at=landing.ended_at, now=now)
     _gather(connection, declaration, registered, landing)
     _judge_retries(connection, chunk, materialization)
-    _note_usage(connection, registered, chunk)
+    _note_usage(connection, declaration, registered, chunk)
     _add_earlier_attempts(connection, declaration, registered, chunk)
     _write_answers(connection, declaration, now)
     _write_failures(connection, declaration, now)
@@ -155,13 +156,26 @@ def _judge_retries(connection: Connection, chunk: Chunk, materialization: Materi
     )
 
 
-def _note_usage(connection: Connection, registered: LedgerAsset, chunk: Chunk) -> None:
-    """Keep in the ledger what this attempt came to."""
-    usage = ", ".join(f"{name} = l.{name}" for name in ledger.USAGE_COLUMNS)
+def _note_usage(
+    connection: Connection, declaration: Declaration, registered: LedgerAsset, chunk: Chunk
+) -> None:
+    """Keep in the ledger what this attempt came to.
+
+    The rows are written anew: an UPDATE of many columns took 40 times as long.
+    """
+    requests, carried = registered.requests.sql, our_columns(declaration)
+    usage = ", ".join(ledger.USAGE_COLUMNS)
     connection.execute(
-        f"UPDATE {registered.requests.sql} AS q SET _retryable = l._retryable, {usage}, "
-        f"_outcome = coalesce(l._error_type, 'answer') FROM {_LANDED} AS l "
-        "WHERE q._chunk_id = $chunk_id AND q._ordinal = l._ordinal",
+        f"DELETE FROM {requests} WHERE _chunk_id = $chunk_id", {"chunk_id": chunk.chunk_id}
+    )
+    connection.execute(
+        f"""
+        INSERT INTO {requests} ({carried}, _chunk_id, _ordinal, _position, _partition,
+            _request_hash, _attempt, _outcome, _retryable, {usage})
+        SELECT {carried}, $chunk_id, _ordinal, 0, _partition, _request_hash, _attempts,
+            coalesce(_error_type, 'answer'), _retryable, {usage}
+        FROM {_LANDED} ORDER BY _ordinal
+        """,
         {"chunk_id": chunk.chunk_id},
     )
 

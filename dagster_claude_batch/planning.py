@@ -7,6 +7,13 @@ from typing import Final
 
 from dagster_claude_batch import ledger
 from dagster_claude_batch.chunking import SizeLimits, into_chunks
+from dagster_claude_batch.chunks import (
+    Chunk,
+    adopt_chunks,
+    insert_chunk,
+    planned_chunk,
+    resize_chunk,
+)
 from dagster_claude_batch.declaration import Declaration
 from dagster_claude_batch.due import (
     DUE,
@@ -21,7 +28,7 @@ from dagster_claude_batch.errors import (
     MaterializationDoneError,
     OversizedRequestError,
 )
-from dagster_claude_batch.ledger import Chunk, LedgerAsset, Materialization, MaterializationConfig
+from dagster_claude_batch.ledger import LedgerAsset, Materialization, MaterializationConfig
 from dagster_claude_batch.matching import our_columns, selected_columns
 from dagster_claude_batch.source import (
     PartitionSlice,
@@ -109,7 +116,7 @@ def _join_or_open(
         return joined
     keys = [part.key for part in left]
     opened = ledger.open_materialization(connection, declaration.asset, keys, config, now)
-    ledger.adopt_chunks(connection, registered, opened)
+    adopt_chunks(connection, registered, opened)
     plan = Plan(connection, declaration, registered, opened, now)
     choose_first(plan, left)
     _plan_chunks(plan)
@@ -169,7 +176,7 @@ def replan(plan: Plan, chunk: Chunk, slices: Sequence[PartitionSlice]) -> None:
         f"DELETE FROM {plan.registered.requests.sql} WHERE _chunk_id = $chunk_id",
         {"chunk_id": chunk.chunk_id},
     )
-    ledger.resize_chunk(plan.connection, chunk, requests=0, size=0)
+    resize_chunk(plan.connection, chunk, requests=0, size=0)
     _plan_chunks(plan)
 
 
@@ -183,7 +190,7 @@ def _plan_chunks(plan: Plan) -> int:
     for attempt, max_tokens, count in groups:
         chunks = _chunks_of_group(plan, attempt, max_tokens)
         for chunk in chunks:
-            ledger.insert_chunk(
+            insert_chunk(
                 plan.connection,
                 chunk,
                 asset=plan.declaration.asset,
@@ -199,7 +206,7 @@ def _chunks_of_group(plan: Plan, attempt: int, max_tokens: int) -> list[Chunk]:
     sizes = _sizes_of_chunks(plan, attempt, max_tokens)
     chunk_ids = ledger.claim_chunks(plan.connection, plan.registered, len(sizes))
     return [
-        ledger.planned_chunk(
+        planned_chunk(
             chunk_id,
             plan.materialization.materialization_id,
             attempt=attempt,

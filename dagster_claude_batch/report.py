@@ -8,6 +8,7 @@ from typing import Any
 from dagster_claude_batch.declaration import Declaration
 from dagster_claude_batch.identifiers import quote_identifier
 from dagster_claude_batch.ledger import LedgerAsset, Materialization
+from dagster_claude_batch.tables import columns_of
 from dagster_claude_batch.warehouse import Connection, row, rows
 
 PREVIEW_ROWS = 5
@@ -39,6 +40,8 @@ class PartitionReport:
     batch_ids: Sequence[str] = ()
     waited_seconds: float = 0.0
     preview: Sequence[Mapping[str, Any]] = field(default=())
+    columns: Mapping[str, str] = field(default_factory=dict[str, str])
+    answers_in_table: int = 0
 
     @property
     def failed(self) -> int:
@@ -87,7 +90,19 @@ def report_on(
         batch_ids=batch_ids,
         waited_seconds=waited,
         preview=_preview(connection, declaration, partition),
+        columns=columns_of(connection, answers),
+        answers_in_table=row(connection, f"SELECT count(*) FROM {answers}")[0],
     )
+
+
+def partitions_with_rows(connection: Connection, declaration: Declaration) -> list[str | None]:
+    """Keys of all partitions that have an answer or a failure."""
+    found = rows(
+        connection,
+        f"SELECT _partition FROM {declaration.answers.sql} "
+        f"UNION SELECT _partition FROM {declaration.failures.sql} ORDER BY ALL",
+    )
+    return [partition for (partition,) in found]
 
 
 _REQUESTS_HERE = """

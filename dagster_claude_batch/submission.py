@@ -13,9 +13,10 @@ import httpx2
 import pyarrow as pa
 from anthropic.types.messages import MessageBatch
 
-from dagster_claude_batch import ledger
+from dagster_claude_batch import chunks
+from dagster_claude_batch.chunks import Chunk
 from dagster_claude_batch.declaration import Declaration
-from dagster_claude_batch.ledger import Chunk, LedgerAsset
+from dagster_claude_batch.ledger import LedgerAsset
 from dagster_claude_batch.matching import our_keys_as_selected, selected_is_selected
 from dagster_claude_batch.outcomes import is_halt
 from dagster_claude_batch.resource import ClaudeBatchResource
@@ -180,7 +181,7 @@ class _Spool:
     """A body while it is being written."""
 
     chunk: Chunk
-    nonce: str = field(default_factory=ledger.new_nonce)
+    nonce: str = field(default_factory=chunks.new_nonce)
     file: IO[bytes] = field(default_factory=tempfile.TemporaryFile)
     sha256: Any = field(default_factory=hashlib.sha256)
     size: int = 0

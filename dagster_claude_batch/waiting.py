@@ -15,7 +15,7 @@ from dagster_claude_batch.batch_asset import BatchAsset, batch_asset, engine_for
 from dagster_claude_batch.config import ClaudeBatchConfig
 from dagster_claude_batch.errors import NoSensorError
 from dagster_claude_batch.ledger import Materialization, MaterializationConfig
-from dagster_claude_batch.report import PartitionReport, report_on
+from dagster_claude_batch.report import PartitionReport, partitions_with_rows, report_on
 from dagster_claude_batch.warehouse import Connection
 
 
@@ -25,8 +25,7 @@ def materialize(
     """Work on the run's partitions as far as possible, and finish them or wait."""
     run = Run(context, asset, asset.wait if config.wait == "declared" else config.wait)
     if not context.selected_asset_keys:
-        reports = run.reports([])
-        yield from finishing.check_results(run.key, asset.declaration, reports)
+        yield from finishing.check_results(run.key, asset.declaration, run.reports([]))
         return
     materializations = run.engine.attach(
         run.partitions, MaterializationConfig(config.refresh, config.retry_failed)
@@ -85,9 +84,13 @@ class Run:
             )
             if registered is None:
                 return []
+            partitions = self.partitions
+            if self.asset.partitions_def is not None and partitions == [None]:
+                # Checks alone can be run without naming a partition: then they are about all.
+                partitions = partitions_with_rows(connection, declaration)
             return [
                 report_on(connection, declaration, registered, materializations, partition)
-                for partition in self.partitions
+                for partition in partitions
             ]
 
         return self.engine.warehouse.transact(work)
@@ -132,18 +135,19 @@ class Run:
         self._require_sensor()
         run, held_id = self.context.run, held_run.held_run_id(self.context.run.run_id)
         self.engine.attach_run(held_id, self._materializations)
-        repository = self.context.repository_def
         self._held_id = held_run.make(
             self.context.instance,
             run,
-            asset_graph=repository.asset_graph,
-            batch_assets=[
-                key
-                for key, assets_def in repository.assets_defs_by_key.items()
-                if batch_asset(assets_def) is not None
-            ],
+            asset_graph=self.context.repository_def.asset_graph,
+            batch_assets=self._batch_assets(),
             claude_resource=self.asset.claude_resource,
         )
+
+    def _batch_assets(self) -> list[dg.AssetKey]:
+        """The batch assets of the run."""
+        in_run = self.context.job_def.asset_layer.executable_asset_keys
+        definitions = self.context.repository_def.assets_defs_by_key
+        return [key for key in in_run if key in definitions and batch_asset(definitions[key])]
 
     def _require_sensor(self) -> None:
         problem = sensor_problem(self.context, self.asset.claude_resource)
@@ -173,11 +177,12 @@ class Run:
             )
 
     def _undo(self) -> None:
-        """Delete the held run of a run that ends otherwise, unless another asset's step uses it."""
-        if self._held_id is None:
-            return
-        held = self.context.instance.get_run_by_id(self._held_id)
-        if held is not None and not held_run.read(held).waits:
+        """Delete the held run of a run that ends otherwise.
+
+        With several batch assets in the run it stays, for another one's step may count on it; it
+        is let go when this run has ended, and finds nothing left to do.
+        """
+        if self._held_id is not None and len(self._batch_assets()) == 1:
             held_run.undo(self.context.instance, self.context.run.run_id)
 
     # --- in the run -------------------------------------------------------------------------

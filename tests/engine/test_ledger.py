@@ -7,7 +7,7 @@ import duckdb
 import pytest
 from kit import Project
 
-from dagster_claude_batch import ledger
+from dagster_claude_batch import chunks, ledger
 from dagster_claude_batch.errors import (
     DatabaseLockedError,
     LedgerVersionError,
@@ -54,7 +54,7 @@ def test_all_requests_stand_in_one_view(tweets: Project) -> None:
 def test_a_chunk_that_was_landed_cannot_be_landed_again(tweets: Project) -> None:
     run = tweets.start()
     (chunk,) = run.engine.warehouse.transact(
-        lambda connection: ledger.chunks_of(
+        lambda connection: chunks.chunks_of(
             connection, [run.materializations[0].materialization_id], ["submitted"]
         )
     )
@@ -64,7 +64,7 @@ def test_a_chunk_that_was_landed_cannot_be_landed_again(tweets: Project) -> None
 
     with pytest.raises(LostChunkError, match="no longer 'submitted'"):
         run.engine.warehouse.transact(
-            lambda connection: ledger.mark_landed(
+            lambda connection: chunks.mark_landed(
                 connection, chunk, counts, ended_at=None, now=tweets.claude.now()
             )
         )
