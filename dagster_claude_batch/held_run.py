@@ -31,7 +31,7 @@ from dagster._core.storage.tags import (
     WILL_RETRY_TAG,
 )
 
-from dagster_claude_batch.advance import Waiting
+from dagster_claude_batch.workbench import Waiting
 
 if TYPE_CHECKING:
     from dagster._core.definitions.assets.graph.base_asset_graph import BaseAssetGraph

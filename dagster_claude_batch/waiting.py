@@ -10,13 +10,14 @@ import dagster as dg
 from dagster._core.storage.tags import PARENT_RUN_ID_TAG, RETRY_NUMBER_TAG
 
 from dagster_claude_batch import finishing, held_run, ledger
-from dagster_claude_batch.advance import Engine, Waiting
+from dagster_claude_batch.advance import Engine
 from dagster_claude_batch.batch_asset import BatchAsset, batch_asset, engine_for
 from dagster_claude_batch.config import ClaudeBatchConfig
 from dagster_claude_batch.errors import NoSensorError
 from dagster_claude_batch.ledger import Materialization, MaterializationConfig
 from dagster_claude_batch.report import PartitionReport, partitions_with_rows, report_on
 from dagster_claude_batch.warehouse import Connection
+from dagster_claude_batch.workbench import Waiting
 
 
 def materialize(

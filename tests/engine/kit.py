@@ -17,10 +17,11 @@ from dagster_duckdb import DuckDBResource
 from pydantic import BaseModel
 
 from dagster_claude_batch import LocalClaudeBatchResource, build_claude_batch_asset
-from dagster_claude_batch.advance import Engine, Waiting
+from dagster_claude_batch.advance import Engine
 from dagster_claude_batch.batch_asset import batch_asset, engine_for
 from dagster_claude_batch.ledger import Materialization, MaterializationConfig
 from dagster_claude_batch.simulator import Reply, Simulator, SimulatorTransport
+from dagster_claude_batch.workbench import Waiting
 
 
 class Sentiment(BaseModel):

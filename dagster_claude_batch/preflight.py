@@ -1,0 +1,61 @@
+"""Before the first chunk: what would fail every row, found out for nothing."""
+
+import anthropic
+from anthropic.types import ModelInfo
+
+from dagster_claude_batch import ledger
+from dagster_claude_batch.declaration import Declaration
+from dagster_claude_batch.errors import ModelUnavailableError
+from dagster_claude_batch.ledger import Materialization
+from dagster_claude_batch.workbench import Workbench
+
+
+def check_model(bench: Workbench, materialization: Materialization) -> None:
+    """Ask once whether the model exists and can do what is asked; note its limits.
+
+    An API that cannot be reached blocks nothing.
+
+    Raises:
+        ModelUnavailableError: It does not, or cannot. The materialization is closed.
+    """
+    if materialization.model_max_tokens is not None:
+        return
+    model = bench.declaration.shape.model
+    try:
+        found = bench.claude.model(model)
+    except anthropic.APIConnectionError as error:
+        bench.log.warning("The model could not be checked (%s); going on.", error)
+        return
+    problem = _problem_with(found, bench.declaration)
+    if problem is not None:
+        bench.close(materialization, if_unsent=True)
+        raise ModelUnavailableError(bench.declaration.asset, model, problem)
+    limit = found.max_tokens if found else None
+    if limit is not None:
+        identity = materialization.materialization_id
+        bench.warehouse.transact(
+            lambda connection: ledger.note_model_limit(connection, identity, limit)
+        )
+
+
+def _problem_with(found: ModelInfo | None, declaration: Declaration) -> str | None:
+    """Why the API would refuse each row, as the end of a sentence about the model."""
+    if found is None:
+        return "does not exist, or this API key may not use it."
+    if found.lifecycle == "retired":
+        return "is retired."
+    if found.max_tokens is not None and declaration.max_tokens > found.max_tokens:
+        return (
+            f"answers with at most {found.max_tokens:,} tokens, but `max_tokens` is "
+            f"{declaration.max_tokens:,}."
+        )
+    abilities = found.capabilities
+    if abilities is not None and not abilities.batch.supported:
+        return "cannot be used in batches."
+    if (
+        abilities is not None
+        and declaration.output.schema is not None
+        and not abilities.structured_outputs.supported
+    ):
+        return "has no structured outputs, which `output` needs."
+    return None
