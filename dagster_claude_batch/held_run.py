@@ -91,18 +91,6 @@ _NOT_COPIED: Final = frozenset(
 
 
 @dataclass(frozen=True)
-class Wait:
-    """What one asset of a held run waits for, as its tags say it."""
-
-    batch_ids: tuple[str, ...] = ()
-    requests: int = 0
-    unsent: int = 0
-    needs: int = 0
-    since: datetime | None = None
-    not_before: datetime | None = None
-
-
-@dataclass(frozen=True)
 class HeldRun:
     """A held run, as far as its tags tell; ``waits`` is empty until its maker has sent."""
 
@@ -111,7 +99,7 @@ class HeldRun:
     pool: str
     state: str
     status: dg.DagsterRunStatus
-    waits: tuple[Wait, ...] = field(default=())
+    waits: tuple[Waiting, ...] = field(default=())
 
     @property
     def batch_ids(self) -> set[str]:
@@ -369,10 +357,10 @@ def read(run: dg.DagsterRun) -> HeldRun:
     )
 
 
-def _read_wait(tags: Mapping[str, str], name: str) -> Wait:
+def _read_wait(tags: Mapping[str, str], name: str) -> Waiting:
     wait = json.loads(tags[f"{_WAIT_TAG}{name}"])
     pages = [ids for key, ids in tags.items() if key.startswith(f"{_BATCHES_TAG}{name}.")]
-    return Wait(
+    return Waiting(
         tuple(batch_id for ids in pages for batch_id in ids.split(",") if batch_id),
         int(wait["requests"]),
         int(wait["unsent"]),

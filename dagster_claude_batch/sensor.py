@@ -14,9 +14,10 @@ import dagster as dg
 import httpx2
 
 from dagster_claude_batch import held_run
-from dagster_claude_batch.held_run import HeldRun, Wait
+from dagster_claude_batch.held_run import HeldRun
 from dagster_claude_batch.landing_job import LEFT_TAG, build_landing_job, op_name_of
 from dagster_claude_batch.resource import ClaudeBatchResource
+from dagster_claude_batch.workbench import Waiting
 
 GRACE: Final = timedelta(minutes=10)
 """How long batches outlive the last run that waited for them, before they are cancelled."""
@@ -75,7 +76,7 @@ def may_go(held: HeldRun, look: Look, now: datetime, window: int) -> bool:
     )
 
 
-def _is_due(wait: Wait, look: Look, now: datetime, window: int) -> bool:
+def _is_due(wait: Waiting, look: Look, now: datetime, window: int) -> bool:
     if wait.not_before is not None and now >= wait.not_before:
         return True
     if not wait.unsent:

@@ -5,14 +5,15 @@ from datetime import UTC, datetime, timedelta
 import dagster as dg
 import pytest
 
-from dagster_claude_batch.held_run import HeldRun, Wait, pause_after
+from dagster_claude_batch.held_run import HeldRun, pause_after
 from dagster_claude_batch.sensor import Cursor, Look, describe, may_go
+from dagster_claude_batch.workbench import Waiting
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 SINCE = NOW - timedelta(hours=2, minutes=10)
 
 
-def _held(*waits: Wait) -> HeldRun:
+def _held(*waits: Waiting) -> HeldRun:
     return HeldRun("held", "maker", "pool", "waiting", dg.DagsterRunStatus.QUEUED, waits)
 
 
@@ -20,16 +21,16 @@ def _held(*waits: Wait) -> HeldRun:
     ("waits", "look", "expected"),
     [
         ((), Look(), True),
-        ((Wait(("a", "b"), since=SINCE),), Look(frozenset("a")), False),
-        ((Wait(("a", "b"), since=SINCE),), Look(frozenset("ab")), True),
-        ((Wait(("a", "b"), unsent=1),), Look(frozenset("a")), True),
-        ((Wait(("a",), unsent=1),), Look(), False),
-        ((Wait(unsent=1, needs=10),), Look(in_queue=95), False),
-        ((Wait(unsent=1, needs=10),), Look(in_queue=90), True),
-        ((Wait(("a",), not_before=NOW),), Look(), True),
-        ((Wait(("a",), not_before=NOW + timedelta(seconds=1)),), Look(), False),
-        ((Wait(("a",)), Wait(("b",))), Look(frozenset("a")), False),
-        ((Wait(("a",)), Wait(("b",))), Look(frozenset("ab")), True),
+        ((Waiting(("a", "b"), since=SINCE),), Look(frozenset("a")), False),
+        ((Waiting(("a", "b"), since=SINCE),), Look(frozenset("ab")), True),
+        ((Waiting(("a", "b"), unsent=1),), Look(frozenset("a")), True),
+        ((Waiting(("a",), unsent=1),), Look(), False),
+        ((Waiting(unsent=1, needs=10),), Look(in_queue=95), False),
+        ((Waiting(unsent=1, needs=10),), Look(in_queue=90), True),
+        ((Waiting(("a",), not_before=NOW),), Look(), True),
+        ((Waiting(("a",), not_before=NOW + timedelta(seconds=1)),), Look(), False),
+        ((Waiting(("a",)), Waiting(("b",))), Look(frozenset("a")), False),
+        ((Waiting(("a",)), Waiting(("b",))), Look(frozenset("ab")), True),
     ],
     ids=[
         "its maker ended before paying",
@@ -45,7 +46,7 @@ def _held(*waits: Wait) -> HeldRun:
         "both assets are ready",
     ],
 )
-def test_when_a_held_run_may_go(waits: tuple[Wait, ...], look: Look, *, expected: bool) -> None:
+def test_when_a_held_run_may_go(waits: tuple[Waiting, ...], look: Look, *, expected: bool) -> None:
     assert may_go(_held(*waits), look, NOW, window=100) is expected
 
 
@@ -64,7 +65,7 @@ def test_looks_become_rarer_with_the_age_of_the_batches(age: timedelta, seconds:
 
 
 def test_a_quiet_tick_says_what_it_waits_for() -> None:
-    waiting = [_held(Wait(("a", "b"), since=SINCE)), _held(Wait(("b", "c"), since=NOW))]
+    waiting = [_held(Waiting(("a", "b"), since=SINCE)), _held(Waiting(("b", "c"), since=NOW))]
 
     said = describe(waiting, NOW, (NOW + timedelta(minutes=4)).timestamp())
 
