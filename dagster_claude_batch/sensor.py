@@ -19,8 +19,8 @@ from dagster_claude_batch.landing_job import LEFT_TAG, build_landing_job, op_nam
 from dagster_claude_batch.resource import ClaudeBatchResource
 from dagster_claude_batch.workbench import Waiting
 
-GRACE: Final = timedelta(minutes=10)
-"""How long batches outlive the last run that waited for them, before they are cancelled."""
+OLD_POOL: Final = timedelta(minutes=10)
+"""A pool limit comes before its run: only one that stays without a run was left behind."""
 
 STUCK: Final = timedelta(minutes=5)
 """A held run that is still not enqueued after this long was left behind by a crash."""
@@ -35,8 +35,8 @@ _QUEUED: Final = (dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED)
 class Cursor:
     """What one tick tells the next; moments in seconds since 1970.
 
-    ``held`` are the held runs last seen in the queue, ``abandoned`` those that left it by a
-    cancellation or deletion, and since when. ``land_at`` is when to ask for a landing run.
+    ``held`` are the held runs last seen unfinished, ``abandoned`` those that were cancelled or
+    deleted, and since when. ``land_at`` is when to ask for a landing run.
     """
 
     next_look: float = 0.0
@@ -94,6 +94,7 @@ class Tick:
     claude: ClaudeBatchResource
     claude_resource: str
     landing_job: str
+    grace: timedelta
     cursor: Cursor
     now: datetime
 
@@ -174,34 +175,41 @@ class Tick:
         """Let go what has something to do, never before the run that made it has ended."""
         window = self.claude.max_in_flight_requests
         due = [pair for pair in waiting if may_go(pair[0], look, self.now, window)]
-        living = self._unfinished([held.maker_run_id for held, _ in due])
+        makers = self._runs([held.maker_run_id for held, _ in due])
         released: set[str] = set()
         for held, run in due[:RELEASES_PER_TICK]:
-            if held.maker_run_id not in living:
+            maker = makers.get(held.maker_run_id)
+            if maker is not None and not maker.is_finished:
+                continue
+            released.add(run.run_id)
+            if not held.waits and maker and maker.status == dg.DagsterRunStatus.CANCELED:
+                # Who terminated the run while it was sending did not mean its successor to go on.
+                self.instance.report_run_canceled(run, message="The run before this was cancelled.")
+            else:
                 held_run.release(self.instance, run)
-                released.add(run.run_id)
         if len(released) < len(due):
             self.cursor.next_look = 0.0
         return released
 
-    def _unfinished(self, run_ids: Iterable[str]) -> set[str]:
+    def _runs(self, run_ids: Iterable[str]) -> dict[str, dg.DagsterRun]:
         wanted = sorted(set(run_ids))
         if not wanted:
-            return set()
-        runs = self.instance.get_runs(dg.RunsFilter(run_ids=wanted))
-        return {run.run_id for run in runs if not run.is_finished}
+            return {}
+        return {r.run_id: r for r in self.instance.get_runs(dg.RunsFilter(run_ids=wanted))}
 
     def _notice_abandoned(self, runs: Mapping[str, dg.DagsterRun]) -> None:
-        """Note held runs that left the queue without having run."""
+        """Note held runs that were cancelled or deleted, and land what failed ones left behind."""
         gone = [run_id for run_id in self.cursor.held if run_id not in runs]
-        self.cursor.held = sorted(runs)
-        if not gone:
-            return
-        found = {r.run_id: r for r in self.instance.get_runs(dg.RunsFilter(run_ids=gone))}
+        found = self._runs(gone)
+        at_work = {run_id for run_id, run in found.items() if not run.is_finished}
+        self.cursor.held = sorted({*runs, *at_work})
+        now = self._real_now()
         for run_id in gone:
             run = found.get(run_id)
-            if run is None or _was_cancelled_while_held(run):
-                self.cursor.abandoned.setdefault(run_id, self._real_now().timestamp())
+            if run is None or run.status == dg.DagsterRunStatus.CANCELED:
+                self.cursor.abandoned.setdefault(run_id, now.timestamp())
+            elif run.status == dg.DagsterRunStatus.FAILURE:
+                self.cursor.land_at = (now + self.grace).timestamp()
 
     def _sweep_pools(self, runs: Mapping[str, dg.DagsterRun]) -> None:
         """Delete pool limits that belong to no held run any more, once they are surely old."""
@@ -210,7 +218,7 @@ class Tick:
         used = {held_run.read(run).pool for run in runs.values()}
         now = self._real_now().timestamp()
         seen = {pool: self.cursor.pools.get(pool, now) for pool in ours - used}
-        old = [pool for pool, since in seen.items() if now - since > GRACE.total_seconds()]
+        old = [pool for pool, since in seen.items() if now - since > OLD_POOL.total_seconds()]
         if old and not self._others_held():
             for pool in old:
                 held_run.forget_pool(self.instance, pool)
@@ -231,7 +239,7 @@ class Tick:
         ripe = [
             run_id
             for run_id, since in self.cursor.abandoned.items()
-            if now - since > GRACE.total_seconds()
+            if now - since > self.grace.total_seconds()
         ]
         if not ripe and (self.cursor.land_at is None or now < self.cursor.land_at):
             return []
@@ -276,11 +284,6 @@ class Tick:
         return " ".join(parts)
 
 
-def _was_cancelled_while_held(run: dg.DagsterRun) -> bool:
-    never_let_go = run.tags.get(held_run.STATE_TAG) == held_run.WAITING
-    return never_let_go and run.is_finished and run.status != dg.DagsterRunStatus.SUCCESS
-
-
 def look_at(claude: ClaudeBatchResource, wanted: set[str], *, for_room: bool) -> Look:
     """Ask for the state of batches with one `list` call per 1,000 of them."""
     found = claude.look(sorted(wanted), timeout_seconds=_API_TIMEOUT_SECONDS) if wanted else {}
@@ -315,19 +318,31 @@ def _duration(length: timedelta) -> str:
 
 
 def build_claude_batch_sensor(
-    name: str, *, claude_resource: str = "claude_batch", minimum_interval_seconds: int = 30
+    name: str,
+    *,
+    claude_resource: str = "claude_batch",
+    minimum_interval_seconds: int = 30,
+    cancel_after_seconds: float = 600.0,
 ) -> dg.SensorDefinition:
     """Build the sensor for one Claude resource; a code location needs one for each of them.
 
     It is running by default. Its landing job, which lands what no run waits for any more, comes
-    with it.
+    with it. ``cancel_after_seconds`` is how long batches outlive the last run that waited for
+    them: within that time, materializing again joins them.
     """
     landing_job = f"{name}_landing"
 
     def tick(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         claude: Any = getattr(context.resources, claude_resource)
-        cursor = Cursor.load(context.cursor)
-        return Tick(context, claude, claude_resource, landing_job, cursor, claude.now()).run()
+        return Tick(
+            context,
+            claude,
+            claude_resource,
+            landing_job,
+            timedelta(seconds=cancel_after_seconds),
+            Cursor.load(context.cursor),
+            claude.now(),
+        ).run()
 
     return dg.SensorDefinition(
         name=name,
