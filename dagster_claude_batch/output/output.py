@@ -1,0 +1,74 @@
+"""A model as what Claude is asked for: its columns, its schema, and the check of its answers."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pydantic
+
+from dagster_claude_batch.output.columns import OutputColumn, columns, structure
+from dagster_claude_batch.output.fields import checked_model, read_fields
+from dagster_claude_batch.output.place import Place
+from dagster_claude_batch.output.schema import declared_schema, sent_schema
+from dagster_claude_batch.output.validating import Validator, text_as_columns
+
+
+@dataclass(frozen=True)
+class Output:
+    """What is asked of Claude and where it goes.
+
+    ``schema`` is what the API gets. ``declared_schema`` is what the user declared, for
+    hashing: references resolved, titles made up by libraries left out, keywords sorted.
+    The order of ``properties`` means something to Claude, so dump it without sorting keys.
+    Both are None without a model. ``transform_structure`` is the structure with which
+    DuckDB's ``json_transform_strict`` turns what `validate` returns into a STRUCT of the
+    columns.
+    """
+
+    columns: tuple[OutputColumn, ...]
+    schema: dict[str, Any] | None
+    declared_schema: dict[str, Any] | None
+    transform_structure: str
+    _validate: Callable[[str], str] = field(repr=False, compare=False)
+
+    @classmethod
+    def from_model(cls, model: type[pydantic.BaseModel] | None, *, asset: str) -> "Output":
+        """Read the columns off a model; without one, the answer's text is the one column.
+
+        Raises:
+            UnsupportedOutputError: The API or DuckDB cannot hold what the model declares.
+        """
+        if model is None:
+            return _TEXT_OUTPUT
+        place = Place(asset)
+        fields = read_fields(checked_model(model, place), place)
+        declared = declared_schema(model)
+        return cls(
+            columns=columns(fields),
+            schema=sent_schema(declared, place),
+            declared_schema=declared,
+            transform_structure=json.dumps(structure(fields), ensure_ascii=False),
+            _validate=Validator(model, fields),
+        )
+
+    def validate(self, text: str) -> str:
+        """Check one answer and return its columns as one JSON object.
+
+        DuckDB turns every returned text into the columns without an error or a loss. Of a
+        duplicate key, the last value counts.
+
+        Raises:
+            InvalidOutputError: Not JSON, not what the model allows, or a value that its
+                column cannot hold.
+        """
+        return self._validate(text)
+
+
+_TEXT_OUTPUT = Output(
+    columns=(OutputColumn("response", "VARCHAR"),),
+    schema=None,
+    declared_schema=None,
+    transform_structure='{"response": "VARCHAR"}',
+    _validate=text_as_columns,
+)
