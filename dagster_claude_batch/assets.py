@@ -155,7 +155,7 @@ def build_claude_batch_asset(  # noqa: PLR0913  # a declaration is made of its a
         asset_key,
         deps=[*upstream, *(deps or ())],
         skippable=True,
-        description=description,
+        description=description or _description(declaration),
         metadata={**_metadata(declaration, partitions_def), **(metadata or {})},
         tags=tags,
         group_name=group_name,
@@ -345,6 +345,13 @@ def _share(asset: str, value: float) -> float:
             asset, "max_failure_rate", f"{value} is no share.", cure="Use 0 to 1: 0.01 is 1 %."
         )
     return value
+
+
+def _description(declaration: Declaration) -> str:
+    return (
+        f"What {declaration.shape.model} answers about each row of {declaration.source_label}, "
+        f"asked in message batches. Rows without an answer stand in {declaration.failures}."
+    )
 
 
 def _metadata(

@@ -1,12 +1,14 @@
 """A declared asset among Dagster's definitions, and the engine that works on it."""
 
 import weakref
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Generator, Mapping
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
 import dagster as dg
+import duckdb
+from dagster_duckdb import DuckDBResource
 
 from dagster_claude_batch import partitions
 from dagster_claude_batch.advance import Engine
@@ -60,7 +62,7 @@ def batch_assets_of(repository: dg.RepositoryDefinition) -> list[BatchAsset]:
 def engine_for(
     asset: BatchAsset,
     *,
-    duckdb: object,
+    database: object,
     claude: ClaudeBatchResource,
     run_id: str,
     retry_of: str | None = None,
@@ -70,7 +72,7 @@ def engine_for(
     return Engine(
         asset.declaration,
         Warehouse(
-            lambda: open_connection(duckdb),
+            lambda: open_connection(database),
             lock_timeout_seconds=claude.lock_timeout_seconds,
             log=log,
         ),
@@ -81,20 +83,38 @@ def engine_for(
     )
 
 
-def open_connection(duckdb: Any) -> AbstractContextManager[Connection]:  # noqa: ANN401  # any resource that opens DuckDB
+def open_connection(resource: Any) -> AbstractContextManager[Connection]:  # noqa: ANN401  # any resource that opens DuckDB
     """Open what a resource yields: `get_connection()`, or `duckdb_connect()` of dagster-ducklake.
 
     Raises:
         TypeError: The resource has neither.
     """
+    if isinstance(resource, DuckDBResource) and _is_plain(resource):
+        return _connect(resource)
     for name in ("get_connection", "duckdb_connect"):
-        opener = getattr(duckdb, name, None)
+        opener = getattr(resource, name, None)
         if opener is not None:
             return opener()
     raise TypeError(
-        f"The DuckDB resource is a {type(duckdb).__name__}, which has neither get_connection() "
+        f"The DuckDB resource is a {type(resource)!r}, which has neither get_connection() "
         "nor duckdb_connect(). Use dagster_duckdb.DuckDBResource."
     )
+
+
+def _is_plain(resource: DuckDBResource) -> bool:
+    """Whether a resource connects as Dagster's own does."""
+    return type(resource).get_connection is DuckDBResource.get_connection
+
+
+@contextmanager
+def _connect(resource: DuckDBResource) -> Generator[Connection]:
+    """Connect as the resource would, but once.
+
+    Its own retries double their pauses for 102 s, and so notice a lock's end far too late.
+    """
+    config = {"custom_user_agent": "dagster", **resource.connection_config}
+    with closing(duckdb.connect(resource.database, read_only=False, config=config)) as connection:
+        yield connection
 
 
 def register(assets_def: dg.AssetsDefinition, asset: BatchAsset) -> None:

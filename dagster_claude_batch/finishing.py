@@ -8,6 +8,7 @@ import dagster as dg
 
 from dagster_claude_batch.declaration import Declaration
 from dagster_claude_batch.report import PartitionReport
+from dagster_claude_batch.tables import DESCRIPTIONS
 
 EVERY_ROW_ANSWERED: Final = "every_row_answered"
 FAILURE_RATE: Final = "failure_rate"
@@ -203,7 +204,8 @@ _STANDARD_TO_BATCH: Final = Decimal(2)
 
 
 def _column_schema(declaration: Declaration, report: PartitionReport) -> dg.TableSchema:
-    described = {column.name: column.description for column in declaration.output.columns}
+    of_output = {column.name: column.description for column in declaration.output.columns}
+    described = {**of_output, **DESCRIPTIONS}
     return dg.TableSchema(
         columns=[
             dg.TableColumn(name, kind, described.get(name)) for name, kind in report.columns.items()

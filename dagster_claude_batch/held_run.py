@@ -333,14 +333,20 @@ def _short(waiting: Waiting) -> str:
 
 
 def _long(waiting: Waiting) -> str:
-    parts = [f"{len(waiting.batch_ids):,} batches of {waiting.requests:,} requests are out"]
+    batches = counted(len(waiting.batch_ids), "batch", "batches")
+    parts = [f"{batches} with {counted(waiting.requests, 'request', 'requests')} out"]
     if waiting.unsent:
-        parts.append(f"{waiting.unsent:,} chunks wait for room")
+        parts.append(f"{counted(waiting.unsent, 'chunk', 'chunks')} not sent yet")
     if waiting.not_before:
         parts.append(f"looked at again at {waiting.not_before:%Y-%m-%d %H:%M} UTC at the latest")
     parts.append("claude_batch_sensor starts this run when they have ended")
     parts.append("terminating it cancels them after ten minutes")
     return "; ".join(parts) + "."
+
+
+def counted(number: int, one: str, many: str) -> str:
+    """A number with its noun, for people."""
+    return f"{number:,} {one if number == 1 else many}"
 
 
 def read(run: dg.DagsterRun) -> HeldRun:

@@ -52,7 +52,7 @@ def _settle(context: dg.OpExecutionContext, asset: BatchAsset, config: LandingCo
     with dg.build_resources(dict(asset.resource_defs()), instance=context.instance) as resources:
         engine = engine_for(
             asset,
-            duckdb=getattr(resources, asset.duckdb_resource),
+            database=getattr(resources, asset.duckdb_resource),
             claude=getattr(resources, asset.claude_resource),
             run_id=context.run_id,
             log=context.log,

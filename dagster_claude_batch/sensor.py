@@ -279,7 +279,7 @@ class Tick:
         left = [each for each in held if each.run_id not in released]
         parts = [problem] if problem else []
         if released:
-            parts.append(f"Let {len(released):,} runs go, whose results are ready.")
+            parts.append(f"Let {held_run.counted(len(released), 'run', 'runs')} go.")
         parts.append(describe(left, self.now, self.cursor.next_look))
         return " ".join(parts)
 
@@ -300,7 +300,8 @@ def describe(waiting: Sequence[HeldRun], now: datetime, next_look: float) -> str
         return "Nothing is waiting for batches."
     batches = {batch_id for held in waiting for batch_id in held.batch_ids}
     since = [wait.since for held in waiting for wait in held.waits if wait.since]
-    parts = [f"{len(waiting):,} runs wait for {len(batches):,} batches"]
+    runs = held_run.counted(len(waiting), "run waits", "runs wait")
+    parts = [f"{runs} for {held_run.counted(len(batches), 'batch', 'batches')}"]
     if since:
         parts.append(f"the oldest out for {_duration(now - min(since))}")
     seconds = next_look - now.timestamp()

@@ -49,6 +49,23 @@ FAILURE_COLUMNS: Final = {
     "_failed_at": "TIMESTAMP WITH TIME ZONE",
 }
 
+DESCRIPTIONS: Final = {
+    "_partition": "The partition key; NULL without partitions.",
+    "_model": "The model that answered.",
+    "_stop_reason": "Why the answer ended, as the API says it.",
+    "_input_tokens": "Tokens read, without cached ones, over all attempts.",
+    "_output_tokens": "Tokens written, over all attempts.",
+    "_cache_read_tokens": "Tokens read from the prompt cache, over all attempts.",
+    "_cache_write_tokens": "Tokens written to the prompt cache, over all attempts.",
+    "_cost_usd": "What all attempts of the materialization cost, in USD; NULL if unknown.",
+    "_attempts": "How often the row was sent in the materialization.",
+    "_batch_id": "The Message Batch of the last attempt.",
+    "_custom_id": "The request's id within that batch.",
+    "_request_hash": "Identifies what was asked; another hash asks the row again.",
+    "_answered_at": "When the answer was written here.",
+}
+"""Of the columns that stand in the answers table, for people."""
+
 OWN_COLUMNS: Final = frozenset(ANSWER_COLUMNS) | frozenset(FAILURE_COLUMNS)
 """Names that no column of a source or an output may have, whatever its case."""
 

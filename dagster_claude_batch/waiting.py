@@ -54,7 +54,7 @@ class Run:
         is_retry = RETRY_NUMBER_TAG in run.tags
         self.engine = engine_for(
             self.asset,
-            duckdb=getattr(self.context.resources, self.asset.duckdb_resource),
+            database=getattr(self.context.resources, self.asset.duckdb_resource),
             claude=getattr(self.context.resources, self.asset.claude_resource),
             run_id=run.run_id,
             retry_of=run.tags.get(PARENT_RUN_ID_TAG) if is_retry else None,
@@ -160,8 +160,9 @@ class Run:
         held_id = str(self._held_id)
         held_run.describe(self.context.instance, held_id, self.key, waiting)
         self.context.log.info(
-            f"{len(waiting.batch_ids):,} batches with {waiting.requests:,} requests are out. This "
-            f"run ends now; run {held_id} waits in the queue and will collect the results."
+            f"Out: {held_run.counted(len(waiting.batch_ids), 'batch', 'batches')} with "
+            f"{held_run.counted(waiting.requests, 'request', 'requests')}. This run ends now; "
+            f"run {held_id} waits in the queue and will collect the results."
         )
         for partition in self.partitions:
             self.context.log_event(
@@ -197,7 +198,8 @@ class Run:
             if left.not_before is not None:
                 pause = max(timedelta(), min(pause, left.not_before - now))
             self.context.log.info(
-                f"Waiting for {len(left.batch_ids):,} batches with {left.requests:,} requests; "
+                f"Waiting for {held_run.counted(len(left.batch_ids), 'batch', 'batches')} with "
+                f"{held_run.counted(left.requests, 'request', 'requests')}; "
                 f"next look in {pause.total_seconds():.0f} s."
             )
             time.sleep(max(0.01, pause.total_seconds()))

@@ -107,7 +107,7 @@ def _roll_back(connection: Connection) -> None:
 
 def is_lock(error: duckdb.Error) -> bool:
     """Whether another process holds the database file."""
-    return "lock" in str(error).lower()
+    return "set lock on file" in str(error) or "Conflicting lock" in str(error)
 
 
 def is_conflict(error: duckdb.Error) -> bool:

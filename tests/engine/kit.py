@@ -243,7 +243,7 @@ class Project:
         """A run's engine."""
         return engine_for(
             self.asset,
-            duckdb=self.duckdb,
+            database=self.duckdb,
             claude=self.claude,
             run_id=run_id or str(uuid4()),
             retry_of=retry_of,

@@ -1,5 +1,7 @@
 """The ledger: its version, its guards, and two runs at once."""
 
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 
@@ -122,3 +124,21 @@ def test_a_database_that_stays_locked_is_an_error_that_names_the_holder(tweets: 
 
     with pytest.raises(DatabaseLockedError, match=r"locked by python \(PID 7\)"):
         warehouse.transact(lambda _: None)
+
+
+def test_a_lock_that_another_process_lets_go_of_is_waited_for(tweets: Project) -> None:
+    script = (
+        "import duckdb, sys; connection = duckdb.connect(sys.argv[1]); print('held', flush=True); "
+        "sys.stdin.readline()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(tweets.path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        threading.Timer(0.5, lambda: holder.communicate("let go\n")).start()
+
+        assert len(tweets.start().materializations) == 1
