@@ -10,15 +10,13 @@ from pathlib import Path
 
 import duckdb
 import psutil
+import pytest
 
-ROWS = 40
-
-
-def _start(home: Path) -> subprocess.Popen[str]:
+def _start(home: Path, rows: str) -> subprocess.Popen[str]:
     env = {key: value for key, value in os.environ.items() if not key.startswith("ANTHROPIC_")}
     return subprocess.Popen(
         [sys.executable, "-m", "example_project"],
-        env={**env, "EXAMPLE_HOME": str(home), "EXAMPLE_ROWS": str(ROWS), "COLUMNS": "200"},
+        env={**env, "EXAMPLE_HOME": str(home), "EXAMPLE_ROWS": rows, "COLUMNS": "200"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -37,27 +35,34 @@ def _processes_of(home: Path) -> list[int]:
     return found
 
 
-def test_the_example_answers_every_snippet_while_nothing_runs(tmp_path: Path) -> None:
-    with _start(tmp_path) as example:
+@pytest.mark.parametrize(
+    ("rows", "total"),
+    [("40", 120), pytest.param("", 18_513, marks=pytest.mark.exhaustive)],
+    ids=["a few of each", "all"],
+)
+def test_the_example_answers_every_snippet_while_nothing_runs(
+    tmp_path: Path, rows: str, total: int
+) -> None:
+    with _start(tmp_path, rows) as example:
         output, _ = example.communicate(timeout=400)
 
     assert example.returncode == 0, output
     assert "Nothing is running while the batches are out: 0 runs in progress" in output
     assert "The backfill is COMPLETED_SUCCESS" in output
     (answers, failures) = re.search(
-        rf"{3 * ROWS} snippets = (\d+) answers \+ (\d+) failures", output
+        rf"{total:,} snippets = ([\d,]+) answers \+ ([\d,]+) failures", output
     ).groups()  # type: ignore[union-attr]
     with closing(duckdb.connect(str(tmp_path / "simulated" / "warehouse.duckdb"))) as connection:
         counted = [
             connection.execute(f"SELECT count(*) FROM {table}").fetchall()[0][0]
             for table in ("snippet_sentiment", "snippet_sentiment_failures")
         ]
-    assert counted == [int(answers), int(failures)]
+    assert counted == [int(number.replace(",", "")) for number in (answers, failures)]
     assert _processes_of(tmp_path) == []
 
 
 def test_an_interrupted_example_leaves_no_process_behind(tmp_path: Path) -> None:
-    with _start(tmp_path) as example:
+    with _start(tmp_path, "40") as example:
         assert example.stdout is not None
         for line in example.stdout:
             if "Dagster is up" in line:
