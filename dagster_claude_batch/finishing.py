@@ -43,19 +43,26 @@ def check_results(
     failed = sum(report.failed for report in reports)
     worst = max((report.failure_rate for report in reports), default=0.0)
     by_type = _sum_by_type(reports)
+    partitions = ", ".join(str(report.partition) for report in reports[:_IDS_SHOWN])
+    about = {"partitions": partitions} if any(report.partition for report in reports) else {}
     return [
         dg.AssetCheckResult(
             asset_key=key,
             check_name=EVERY_ROW_ANSWERED,
             passed=failed == 0,
             severity=dg.AssetCheckSeverity.WARN,
-            metadata={"failed_rows": failed, **{f"failed/{k}": v for k, v in by_type.items()}},
+            metadata={
+                **about,
+                "failed_rows": failed,
+                **{f"failed/{kind}": count for kind, count in by_type.items()},
+            },
         ),
         dg.AssetCheckResult(
             asset_key=key,
             check_name=FAILURE_RATE,
             passed=not any(_is_too_bad(declaration, report) for report in reports),
             metadata={
+                **about,
                 "failure_rate": worst,
                 "max_failure_rate": declaration.max_failure_rate,
             },

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import dagster as dg
 from dagster._core.errors import DagsterRunAlreadyExists
@@ -53,8 +53,20 @@ SHORT_TAG: Final = "claude_batch"
 LONG_TAG: Final = "claude_batch_details"
 _OURS: Final = ".dagster/claude_batch."
 
-WAITING: Final = "waiting"
-RELEASED: Final = "released"
+WAITER_TAG: Final = ".dagster/claude_batch.waiter"
+"""On a run that waits itself; its value is the key of the Claude resource."""
+
+RunState: TypeAlias = Literal["waiting", "released", "in_run", "settled"]
+"""The value of `STATE_TAG`.
+
+``waiting`` is a held run, ``released`` one that may collect, ``in_run`` a run that waits itself.
+``settled`` has nothing out any more that somebody would have to look after.
+"""
+
+WAITING: Final[RunState] = "waiting"
+RELEASED: Final[RunState] = "released"
+IN_RUN: Final[RunState] = "in_run"
+SETTLED: Final[RunState] = "settled"
 
 SENSOR_RESOURCE_TAG: Final = "dagster_claude_batch/claude_resource"
 """On a sensor definition: the key of the Claude resource whose held runs it lets go."""
@@ -276,7 +288,7 @@ def _tags(run: dg.DagsterRun, held_id: str, pool: str, claude_resource: str) -> 
         FRUITLESS_TAG: str(_fruitless(run)),
         POOL_TAG: pool,
         SHORT_TAG: "sending batches",
-        LONG_TAG: f"Run {held_id[:8]} collects the results as soon as the batches have ended.",
+        LONG_TAG: f"The sensor starts run {held_id[:8]} when its batches have ended.",
     }
 
 
@@ -333,15 +345,14 @@ def _short(waiting: Waiting) -> str:
 
 
 def _long(waiting: Waiting) -> str:
+    """What the sensor does comes first, for the UI cuts long tags."""
     batches = counted(len(waiting.batch_ids), "batch", "batches")
     parts = [f"{batches} with {counted(waiting.requests, 'request', 'requests')} out"]
     if waiting.unsent:
         parts.append(f"{counted(waiting.unsent, 'chunk', 'chunks')} not sent yet")
     if waiting.not_before:
-        parts.append(f"looked at again at {waiting.not_before:%Y-%m-%d %H:%M} UTC at the latest")
-    parts.append("claude_batch_sensor starts this run when they have ended")
-    parts.append("terminating it cancels them after ten minutes")
-    return "; ".join(parts) + "."
+        parts.append(f"at {waiting.not_before:%Y-%m-%d %H:%M} UTC at the latest")
+    return f"The sensor starts this run when they have ended: {', '.join(parts)}."
 
 
 def counted(number: int, one: str, many: str) -> str:
@@ -392,6 +403,14 @@ def release(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
         },
     )
     forget_pool(instance, run.tags.get(POOL_TAG, pool_of(run.run_id)))
+
+
+def mark(
+    instance: dg.DagsterInstance, run_id: str, state: RunState | None, said: str, **tags: str
+) -> None:
+    """Note how a run stands; ``said`` is for people."""
+    states = {STATE_TAG: state} if state is not None else {}
+    instance.add_run_tags(run_id, {**states, SHORT_TAG: said, **tags})
 
 
 def forget_pool(instance: dg.DagsterInstance, pool: str) -> None:

@@ -6,6 +6,7 @@ from typing import Final
 import dagster as dg
 from pydantic import Field
 
+from dagster_claude_batch import held_run
 from dagster_claude_batch.batch_asset import BatchAsset, batch_assets_of, engine_for
 
 LEFT_TAG: Final = ".dagster/claude_batch.left"
@@ -15,8 +16,10 @@ LEFT_TAG: Final = ".dagster/claude_batch.left"
 class LandingConfig(dg.Config):
     """What the sensor has found out."""
 
-    abandoned_runs: list[str] = Field(
-        default=[], description="Held runs that were cancelled or deleted while they waited."
+    ended_runs: list[str] = Field(
+        default=[],
+        description="Runs that were cancelled or deleted, or failed, before their batches had been "
+        "collected. What cancelled and deleted ones wait for is cancelled too.",
     )
 
 
@@ -36,7 +39,10 @@ def build_landing_job(name: str, *, claude_resource: str) -> dg.JobDefinition:
         left = 0
         for asset in batch_assets_of(context.repository_def):
             if asset.claude_resource == claude_resource:
-                left += _settle(context, asset, config)
+                left += _settle(context, asset, config.ended_runs)
+        for run_id in config.ended_runs:
+            if context.instance.has_run(run_id):
+                held_run.mark(context.instance, run_id, held_run.SETTLED, "ended without results")
         context.instance.add_run_tags(context.run_id, {LEFT_TAG: str(left)})
         context.log.info(f"{left:,} batches are still out.")
 
@@ -48,7 +54,8 @@ def build_landing_job(name: str, *, claude_resource: str) -> dg.JobDefinition:
     )
 
 
-def _settle(context: dg.OpExecutionContext, asset: BatchAsset, config: LandingConfig) -> int:
+def _settle(context: dg.OpExecutionContext, asset: BatchAsset, ended_runs: list[str]) -> int:
+    abandoned = [run_id for run_id in ended_runs if _was_given_up(context.instance, run_id)]
     with dg.build_resources(dict(asset.resource_defs()), instance=context.instance) as resources:
         engine = engine_for(
             asset,
@@ -57,7 +64,13 @@ def _settle(context: dg.OpExecutionContext, asset: BatchAsset, config: LandingCo
             run_id=context.run_id,
             log=context.log,
         )
-        return engine.settle(config.abandoned_runs, is_alive=_is_alive(context.instance))
+        return engine.settle(abandoned, is_alive=_is_alive(context.instance))
+
+
+def _was_given_up(instance: dg.DagsterInstance, run_id: str) -> bool:
+    """Whether somebody cancelled or deleted a run; one that failed is only collected for."""
+    run = instance.get_run_by_id(run_id)
+    return run is None or run.status == dg.DagsterRunStatus.CANCELED
 
 
 def _is_alive(instance: dg.DagsterInstance) -> Callable[[str], bool]:

@@ -35,13 +35,13 @@ _QUEUED: Final = (dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED)
 class Cursor:
     """What one tick tells the next; moments in seconds since 1970.
 
-    ``held`` are the held runs last seen unfinished, ``abandoned`` those that were cancelled or
-    deleted, and since when. ``land_at`` is when to ask for a landing run.
+    ``held`` are the held runs last seen unfinished, ``ended`` runs that ended with something out,
+    and when that was noticed. ``land_at`` is when to ask for a landing run.
     """
 
     next_look: float = 0.0
     held: list[str] = field(default_factory=list[str])
-    abandoned: dict[str, float] = field(default_factory=dict[str, float])
+    ended: dict[str, float] = field(default_factory=dict[str, float])
     pools: dict[str, float] = field(default_factory=dict[str, float])
     land_at: float | None = None
     landing: str | None = None
@@ -110,7 +110,7 @@ class Tick:
         waiting = self._waiting(runs)
         problem, look = self._look(waiting)
         released = self._release(waiting, look)
-        self._notice_abandoned(runs)
+        self._notice_ended(runs)
         self._sweep_pools(runs)
         requests = self._landing_requests()
         summary = self._summary([each for each, _ in waiting], released, problem)
@@ -120,12 +120,12 @@ class Tick:
             cursor=self.cursor.dump(),
         )
 
-    def _tags(self) -> dict[str, str]:
-        tags = {held_run.HELD_TAG: self.claude_resource}
+    def _location_tags(self) -> dict[str, str]:
         origin = self.context.code_location_origin
-        if origin is not None:
-            tags["dagster/code_location"] = origin.location_name
-        return tags
+        return {} if origin is None else {"dagster/code_location": origin.location_name}
+
+    def _tags(self) -> dict[str, str]:
+        return {**self._location_tags(), held_run.HELD_TAG: self.claude_resource}
 
     def _held_runs(self) -> dict[str, dg.DagsterRun]:
         found = held_run.in_queue(self.instance, self._tags(), _QUEUED)
@@ -197,19 +197,32 @@ class Tick:
             return {}
         return {r.run_id: r for r in self.instance.get_runs(dg.RunsFilter(run_ids=wanted))}
 
-    def _notice_abandoned(self, runs: Mapping[str, dg.DagsterRun]) -> None:
-        """Note held runs that were cancelled or deleted, and land what failed ones left behind."""
-        gone = [run_id for run_id in self.cursor.held if run_id not in runs]
+    def _notice_ended(self, runs: Mapping[str, dg.DagsterRun]) -> None:
+        """Note runs that ended, or were deleted, before their batches had been collected.
+
+        The landing job marks them as settled.
+        """
+        gone = {run_id for run_id in self.cursor.held if run_id not in runs}
         found = self._runs(gone)
         at_work = {run_id for run_id, run in found.items() if not run.is_finished}
-        self.cursor.held = sorted({*runs, *at_work})
-        now = self._real_now()
-        for run_id in gone:
-            run = found.get(run_id)
-            if run is None or run.status == dg.DagsterRunStatus.CANCELED:
-                self.cursor.abandoned.setdefault(run_id, now.timestamp())
-            elif run.status == dg.DagsterRunStatus.FAILURE:
-                self.cursor.land_at = (now + self.grace).timestamp()
+        deleted = gone.difference(found)
+        is_landing = self.cursor.landing is not None
+        self.cursor.held = sorted({*runs, *at_work, *(deleted if is_landing else ())})
+        if is_landing:
+            return
+        now = self._real_now().timestamp()
+        for run_id in [*deleted, *self._ended_with_something_out()]:
+            self.cursor.ended.setdefault(run_id, now)
+
+    def _ended_with_something_out(self) -> list[str]:
+        statuses = [dg.DagsterRunStatus.CANCELED, dg.DagsterRunStatus.FAILURE]
+        states = [held_run.WAITING, held_run.RELEASED, held_run.IN_RUN]
+        ended: list[str] = []
+        for tag in (held_run.HELD_TAG, held_run.WAITER_TAG):
+            tags = {**self._location_tags(), tag: self.claude_resource, held_run.STATE_TAG: states}
+            found = self.instance.get_runs(dg.RunsFilter(tags=tags, statuses=statuses))
+            ended += [run.run_id for run in found]
+        return ended
 
     def _sweep_pools(self, runs: Mapping[str, dg.DagsterRun]) -> None:
         """Delete pool limits that belong to no held run any more, once they are surely old."""
@@ -232,23 +245,23 @@ class Tick:
         return any(held_run.HELD_TAG in run.tags and not mine <= run.tags.items() for run in runs)
 
     def _landing_requests(self) -> list[dg.RunRequest]:
-        """Ask for a run that lands what nobody waits for, and cancels what was abandoned."""
+        """Ask for a run that lands what nobody waits for, and cancels what was given up."""
         now = self._real_now().timestamp()
         if self._is_landing():
             return []
         ripe = [
             run_id
-            for run_id, since in self.cursor.abandoned.items()
+            for run_id, since in self.cursor.ended.items()
             if now - since > self.grace.total_seconds()
         ]
         if not ripe and (self.cursor.land_at is None or now < self.cursor.land_at):
             return []
-        self.cursor.abandoned = {
-            run_id: since for run_id, since in self.cursor.abandoned.items() if run_id not in ripe
+        self.cursor.ended = {
+            run_id: since for run_id, since in self.cursor.ended.items() if run_id not in ripe
         }
         self.cursor.land_at = None
         self.cursor.landing = f"{self.landing_job}:{now:.3f}"
-        config = {"abandoned_runs": ripe}
+        config = {"ended_runs": ripe}
         return [
             dg.RunRequest(
                 run_key=self.cursor.landing,

@@ -100,9 +100,11 @@ class Run:
         """Advance; wait in the run, or leave a held run to collect. False if one was left."""
         reason = self._why_in_the_run()
         self._materializations = materializations
+        self._say_at_work()
         if reason is None:
             self.engine.before_sending = self._hold
         else:
+            self.engine.before_sending = self._announce_waiting_here
             self.context.log.info(f"This run waits for its batches itself: {reason}.")
         try:
             waiting = self.engine.advance(materializations)
@@ -111,17 +113,40 @@ class Run:
             raise
         if waiting is None:
             self._undo()
-            return True
-        if reason is None:
+        elif reason is None:
             self._leave(waiting)
             return False
-        self._wait_here(materializations, waiting)
+        else:
+            self._announce_waiting_here()
+            self._wait_here(materializations, waiting)
+        self._say_settled()
         return True
 
     def _why_in_the_run(self) -> str | None:
         if self.wait == "run":
             return 'it was asked to (`wait="run"`)'
+        if len({asset.claude_resource for asset in self._batch_assets().values()}) > 1:
+            return "its assets use several Claude resources, and one held run has one sensor"
         return held_run.why_not(self.context.instance, self.context.run)
+
+    # --- what its tags say ------------------------------------------------------------------
+
+    def _say_at_work(self) -> None:
+        if held_run.SHORT_TAG in self.context.run.tags:
+            held_run.mark(self.context.instance, self.context.run_id, None, "at work")
+
+    def _say_settled(self) -> None:
+        """Nothing is out any more, however the run ends."""
+        run = self.context.instance.get_run_by_id(self.context.run_id)
+        if run is not None and held_run.SHORT_TAG in run.tags:
+            instance, state = self.context.instance, held_run.SETTLED
+            held_run.mark(instance, run.run_id, state, "results collected")
+
+    def _announce_waiting_here(self) -> None:
+        """Let the sensor know of this run, should it be killed while something is out."""
+        waiter = {held_run.WAITER_TAG: self.asset.claude_resource}
+        instance, state = self.context.instance, held_run.IN_RUN
+        held_run.mark(instance, self.context.run_id, state, "waiting in the run", **waiter)
 
     # --- held -------------------------------------------------------------------------------
 
@@ -140,15 +165,24 @@ class Run:
             self.context.instance,
             run,
             asset_graph=self.context.repository_def.asset_graph,
-            batch_assets=self._batch_assets(),
+            batch_assets=set(self._batch_assets()) - self._materialized_here(),
             claude_resource=self.asset.claude_resource,
         )
 
-    def _batch_assets(self) -> list[dg.AssetKey]:
+    def _batch_assets(self) -> dict[dg.AssetKey, BatchAsset]:
         """The batch assets of the run."""
         in_run = self.context.job_def.asset_layer.executable_asset_keys
         definitions = self.context.repository_def.assets_defs_by_key
-        return [key for key in in_run if key in definitions and batch_asset(definitions[key])]
+        found = {key: batch_asset(definitions[key]) for key in in_run if key in definitions}
+        return {key: asset for key, asset in found.items() if asset is not None}
+
+    def _materialized_here(self) -> set[dg.AssetKey]:
+        """What earlier steps of this run have materialized: it need not be collected."""
+        events = self.context.instance.all_logs(
+            self.context.run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION
+        )
+        made = [event.asset_materialization for event in events]
+        return {each.asset_key for each in made if each is not None}
 
     def _require_sensor(self) -> None:
         problem = sensor_problem(self.context, self.asset.claude_resource)
@@ -164,6 +198,9 @@ class Run:
             f"{held_run.counted(waiting.requests, 'request', 'requests')}. This run ends now; "
             f"run {held_id} waits in the queue and will collect the results."
         )
+        said = f"collected by run {held_id[:8]}"
+        # A run that left its successor behind has nothing that somebody would have to look after.
+        held_run.mark(self.context.instance, self.context.run_id, held_run.SETTLED, said)
         for partition in self.partitions:
             self.context.log_event(
                 dg.AssetObservation(

@@ -12,6 +12,7 @@ import duckdb
 import psutil
 import pytest
 
+
 def _start(home: Path, rows: str) -> subprocess.Popen[str]:
     env = {key: value for key, value in os.environ.items() if not key.startswith("ANTHROPIC_")}
     return subprocess.Popen(

@@ -1,13 +1,8 @@
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent.parent))  # where the driver is
-
 from e2e_stage import Stage, open_stage
 
 if TYPE_CHECKING:

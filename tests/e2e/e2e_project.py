@@ -27,12 +27,16 @@ CITIES_BY_DAY = dg.MultiPartitionsDefinition({"city": CITIES, "day": DAYS})
 
 
 def asked(name: str, **declared: Any) -> dg.AssetsDefinition:
-    partitioned = {"partitions_def": CITIES, "partition_expr": "city"}
     return build_claude_batch_asset(
         name,
-        **{"source": f"{name}_source", **partitioned, **declared},
         row_key="review_id",
-        prompt="{{ review }}",
+        **{
+            "source": f"{name}_source",
+            "prompt": "{{ review }}",
+            "partitions_def": CITIES,
+            "partition_expr": "city",
+            **declared,
+        },
     )
 
 
@@ -67,6 +71,14 @@ def mixed_sibling() -> None: ...
 
 
 whole = {"partitions_def": None, "partition_expr": None}
+translated = asked("translated", **whole)
+rated = asked("rated", source=translated, prompt="Rate: {{ response }}", **whole)
+
+
+@dg.asset(deps=[translated])
+def translated_sibling() -> None: ...
+
+
 with_downstream = [
     asked("backfilled", max_failure_rate=0.1),
     asked("mixed", source=mixed_source, **whole),
@@ -106,6 +118,9 @@ defs = dg.Definitions(
     assets=[
         mixed_source,
         mixed_sibling,
+        translated,
+        translated_sibling,
+        rated,
         *with_downstream,
         *(read(answers) for answers in with_downstream),
         *alone,
@@ -116,7 +131,7 @@ defs = dg.Definitions(
             "impatient_sensor",
             claude_resource="claude_impatient",
             minimum_interval_seconds=1,
-            grace_seconds=1,
+            cancel_after_seconds=1,
         ),
     ],
     resources={

@@ -53,13 +53,14 @@ class Stage:
             for _, params in self.simulator.requests(batch.id)
         )
 
-    def wait_until_seen(self, waiting: str, *, sensor: str = "claude_batch_sensor") -> None:
+    def wait_until_seen(self, waiting: str) -> None:
         """Wait until the sensor's newest tick says that so much is waiting."""
-        self.dagster.wait_for(
-            lambda: waiting in (self.dagster.ticks(sensor, limit=1)[0].skip_reason or ""),
-            timeout=120,
-            what=f"{sensor} to say: {waiting}",
-        )
+
+        def is_seen() -> bool:
+            newest = self.dagster.ticks("claude_batch_sensor", limit=1)
+            return any(waiting in (tick.skip_reason or "") for tick in newest)
+
+        self.dagster.wait_for(is_seen, timeout=60, what=f"the sensor to say: {waiting}")
 
     def held_by(self, run_id: str) -> Run:
         """Wait until a run has ended well, and return the run that it left in the queue."""

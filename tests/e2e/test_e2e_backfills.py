@@ -14,6 +14,11 @@ def test_a_backfill_waits_without_a_run_in_progress_and_then_materializes_everyt
     dagster = stage.dagster
 
     backfill_id = dagster.launch_backfill(["backfilled", "backfilled_read"], CITIES)
+    dagster.wait_for(
+        lambda: len(dagster.backfill_runs(backfill_id, statuses=["SUCCESS"])) == 3,
+        timeout=90,
+        what="the three runs that submit",
+    )
     stage.wait_until_seen("3 runs wait for 3 batches")
 
     materializing = dict.fromkeys(CITIES, "materializing")

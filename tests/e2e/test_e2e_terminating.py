@@ -2,6 +2,8 @@ from datetime import timedelta
 
 from e2e_stage import Stage
 
+from dagster_claude_batch.landing_job import LEFT_TAG
+
 FORTY_OF_BERLIN = (
     "SELECT 'berlin' AS city, i AS review_id, 'nice ' || i AS review FROM range(40) AS r(i)"
 )
@@ -12,20 +14,20 @@ def test_batches_of_a_terminated_run_are_cancelled_and_what_was_answered_is_land
 ) -> None:
     stage.fill("terminated", FORTY_OF_BERLIN)
     dagster, simulator = stage.dagster, stage.simulator
+    before = len(simulator.batches())
 
-    held = stage.held_by(dagster.materialize("terminated", partition="berlin"))
-    stage.wait_until_seen("1 runs wait for 1 batches", sensor="impatient_sensor")
+    run_id = dagster.materialize("terminated", partition="berlin")
+    dagster.wait_for(lambda: len(simulator.batches()) > before, timeout=60, what="a batch")
+    dagster.stop_sensor("impatient_sensor")  # or it might see the run before it is terminated
+    held = stage.held_by(run_id)
     simulator.advance(timedelta(hours=1))
     dagster.terminate(held.run_id)
+    dagster.start_sensor("impatient_sensor")
     dagster.wait_for(
         lambda: simulator.batches()[-1].ended_at is not None, timeout=60, what="the batch to end"
     )
     dagster.wait_for(
-        lambda: [
-            run.status
-            for run in dagster.runs(tags={".dagster/claude_batch.left": "0"})
-            if run.is_ended
-        ],
+        lambda: any(run.is_ended for run in dagster.runs(tags={LEFT_TAG: "0"})),
         timeout=60,
         what="the landing job",
     )

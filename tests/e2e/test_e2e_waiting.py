@@ -88,6 +88,21 @@ def test_what_else_was_selected_runs_once_and_what_is_downstream_runs_after_the_
     ]
 
 
+def test_a_batch_asset_asks_about_the_answers_of_another_and_nothing_runs_twice(
+    stage: Stage,
+) -> None:
+    stage.fill("translated", "SELECT 1 AS review_id, 'nice' AS review")
+
+    run = stage.see_through(stage.dagster.materialize("translated", "translated_sibling", "rated"))
+
+    assert run.status == "SUCCESS"
+    assert stage.sql("SELECT response FROM rated") == [("RATE: NICE",)]
+    assert {
+        asset: len(stage.dagster.asset_materializations(asset))
+        for asset in ("translated", "translated_sibling", "rated")
+    } == {"translated": 1, "translated_sibling": 1, "rated": 1}
+
+
 def test_three_launches_of_a_partition_at_once_send_it_once_and_all_end_well(stage: Stage) -> None:
     stage.fill("thrice", TEN_OF_BERLIN)
     before = len(stage.simulator.batches())

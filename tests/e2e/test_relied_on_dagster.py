@@ -1,0 +1,372 @@
+"""What `held_run` and the sensor rely on in Dagster beyond its public interface.
+
+A test that fails here after an upgrade of Dagster says which part of the wait has lost its ground.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+from dagster._core.definitions.run_request import InstigatorType
+from dagster._core.errors import DagsterRunAlreadyExists
+from dagster._core.events import DagsterEvent
+from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteRepositoryOrigin
+from dagster._core.scheduler.instigation import InstigatorState, InstigatorStatus
+from dagster._core.snap import ExecutionPlanSnapshot
+from dagster._daemon.run_coordinator import QueuedRunCoordinatorDaemon
+
+from dagster_claude_batch import held_run
+
+Queue = Mapping[str, object]
+
+POOL = "waiting_for_claude_batch/12345678"
+ORIGIN = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("here"), "__repository__")
+
+
+@dg.asset
+def reviews() -> None: ...
+
+
+@dg.asset(deps=[reviews], check_specs=[dg.AssetCheckSpec("complete", asset="ratings")])
+def ratings() -> dg.MaterializeResult: ...
+
+
+@dg.asset(deps=[ratings])
+def report() -> None: ...
+
+
+REPOSITORY = dg.Definitions(assets=[reviews, ratings, report]).get_repository_def()
+
+
+def configured(queue: Queue) -> dict[str, Any]:
+    """A `dagster.yaml` with a run queue."""
+    coordinator = {
+        "module": "dagster._core.run_coordinator",
+        "class": "QueuedRunCoordinator",
+        "config": queue,
+    }
+    return {"run_coordinator": coordinator}
+
+
+@dataclass(frozen=True)
+class Instance:
+    """A Dagster instance without a daemon, and a run of all assets in it."""
+
+    dagster: dg.DagsterInstance
+    maker: dg.DagsterRun
+
+    @property
+    def plan(self) -> ExecutionPlanSnapshot:
+        return self.dagster.get_execution_plan_snapshot(str(self.maker.execution_plan_snapshot_id))
+
+    def create(self, *, pool: str | None = None, tags: Mapping[str, str] | None = None) -> str:
+        """Copy the run as `held_run` does, with all its steps in one pool."""
+        dagster, maker, plan = self.dagster, self.maker, self.plan
+        steps = [step._replace(pool=pool) for step in plan.steps]
+        run = dagster.create_run(
+            job_name=maker.job_name,
+            run_id=None,
+            run_config=maker.run_config,
+            status=dg.DagsterRunStatus.NOT_STARTED,
+            tags=tags,
+            root_run_id=None,
+            parent_run_id=None,
+            step_keys_to_execute=None,
+            execution_plan_snapshot=plan._replace(steps=steps),
+            job_snapshot=dagster.get_historical_job(str(maker.job_snapshot_id)).job_snapshot,
+            parent_job_snapshot=None,
+            asset_selection=frozenset(plan.asset_selection),
+            asset_check_selection=None,
+            resolved_op_selection=None,
+            op_selection=None,
+            remote_job_origin=maker.remote_job_origin,
+            job_code_origin=maker.job_code_origin,
+            asset_graph=REPOSITORY.asset_graph,
+        )
+        return run.run_id
+
+    def enqueue(self, **run: Any) -> str:
+        """Create a run, and put it into the queue."""
+        run_id = self.create(**run)
+        held_run.enqueue(self.dagster, self.run(run_id))
+        return run_id
+
+    def run(self, run_id: str) -> dg.DagsterRun:
+        found = self.dagster.get_run_by_id(run_id)
+        assert found is not None
+        return found
+
+    def dequeued(self) -> list[str]:
+        """The runs that the queue's daemon would start now, in that order."""
+        daemon = QueuedRunCoordinatorDaemon(interval_seconds=5)
+        config = self.dagster.get_concurrency_config()
+        runs = daemon._get_runs_to_dequeue(self.dagster, config, None)  # noqa: SLF001 - the decision alone, without a code server
+        return [run.run_id for run in runs]
+
+
+@pytest.fixture
+def queue() -> Queue:
+    return {}
+
+
+@pytest.fixture
+def instance(tmp_path: Path, queue: Queue) -> Iterator[Instance]:
+    job = REPOSITORY.get_implicit_global_asset_job_def()
+    with dg.instance_for_test(temp_dir=str(tmp_path), overrides=configured(queue)) as dagster:
+        maker = dagster.create_run_for_job(job, remote_job_origin=ORIGIN.get_job_origin(job.name))
+        yield Instance(dagster, maker)
+
+
+# The run and its plan
+
+
+def test_create_run_takes_what_held_run_passes_and_nothing_more() -> None:
+    assert set(signature(dg.DagsterInstance.create_run).parameters) - {"self"} == {
+        "job_name",
+        "run_id",
+        "run_config",
+        "status",
+        "tags",
+        "root_run_id",
+        "parent_run_id",
+        "step_keys_to_execute",
+        "execution_plan_snapshot",
+        "job_snapshot",
+        "parent_job_snapshot",
+        "asset_selection",
+        "asset_check_selection",
+        "resolved_op_selection",
+        "op_selection",
+        "remote_job_origin",
+        "job_code_origin",
+        "asset_graph",
+    }
+
+
+def test_a_plan_says_which_assets_and_checks_each_step_is_for(instance: Instance) -> None:
+    outputs = {
+        step.key: {
+            properties.asset_key or properties.asset_check_key
+            for output in step.outputs
+            if (properties := output.properties)
+        }
+        for step in instance.plan.steps
+    }
+
+    ratings_key = dg.AssetKey("ratings")
+    assert outputs == {
+        "reviews": {dg.AssetKey("reviews")},
+        "ratings": {ratings_key, dg.AssetCheckKey(ratings_key, "complete")},
+        "report": {dg.AssetKey("report")},
+    }
+    assert instance.plan.asset_selection == REPOSITORY.asset_graph.get_all_asset_keys()
+
+
+def test_a_copy_of_a_run_is_of_the_same_job_and_code_location(instance: Instance) -> None:
+    copy = instance.run(instance.create())
+
+    assert copy.job_snapshot_id == instance.maker.job_snapshot_id
+    assert copy.remote_job_origin == instance.maker.remote_job_origin
+    assert copy.asset_selection == REPOSITORY.asset_graph.get_all_asset_keys()
+
+
+def test_a_run_remembers_the_pool_of_its_first_steps(instance: Instance) -> None:
+    concurrency = instance.run(instance.create(pool=POOL)).run_op_concurrency
+
+    assert concurrency is not None
+    assert set(concurrency.root_key_counts) == {POOL}
+
+
+def test_two_runs_with_one_id_cannot_be_created(instance: Instance) -> None:
+    with pytest.raises(DagsterRunAlreadyExists):
+        instance.dagster.create_run_for_job(
+            REPOSITORY.get_implicit_global_asset_job_def(), run_id=instance.maker.run_id
+        )
+
+
+def test_the_asset_graph_of_a_repository_knows_what_is_downstream() -> None:
+    assert REPOSITORY.asset_graph.get(dg.AssetKey("ratings")).child_keys == {dg.AssetKey("report")}
+
+
+# The queue and its pools
+
+
+def test_an_enqueue_event_puts_a_run_into_the_queue_and_a_second_one_changes_nothing(
+    instance: Instance,
+) -> None:
+    run_id = instance.create()
+
+    statuses = [instance.run(run_id).status]
+    for _ in range(2):
+        event = DagsterEvent.job_enqueue(instance.run(run_id))
+        instance.dagster.report_dagster_event(event, run_id=run_id)
+        statuses.append(instance.run(run_id).status)
+
+    assert [status.value for status in statuses] == ["NOT_STARTED", "QUEUED", "QUEUED"]
+
+
+def test_a_run_stays_queued_while_the_limit_of_its_pool_is_0(instance: Instance) -> None:
+    instance.dagster.event_log_storage.set_concurrency_slots(POOL, 0)
+    instance.enqueue(pool=POOL)
+
+    assert instance.dequeued() == []
+
+
+def test_a_held_run_does_not_hold_up_the_runs_behind_it(instance: Instance) -> None:
+    instance.dagster.event_log_storage.set_concurrency_slots(POOL, 0)
+    instance.enqueue(pool=POOL)
+    ordinary = instance.enqueue()
+
+    assert instance.dequeued() == [ordinary]
+
+
+def test_a_run_is_started_once_the_limit_of_its_pool_is_deleted(instance: Instance) -> None:
+    storage = instance.dagster.event_log_storage
+    storage.set_concurrency_slots(POOL, 0)
+    run_id = instance.enqueue(pool=POOL)
+
+    storage.delete_concurrency_limit(POOL)
+
+    assert instance.dequeued() == [run_id]
+
+
+def test_a_pool_without_a_limit_does_not_hold_a_run(instance: Instance) -> None:
+    run_id = instance.enqueue(pool=POOL)
+
+    assert instance.dequeued() == [run_id]
+
+
+def test_a_limit_of_0_is_listed_until_it_is_deleted_which_may_be_repeated(
+    instance: Instance,
+) -> None:
+    storage = instance.dagster.event_log_storage
+    storage.set_concurrency_slots(POOL, 0)
+    before = {limit.name: limit.limit for limit in storage.get_pool_limits()}
+
+    storage.delete_concurrency_limit(POOL)
+    storage.delete_concurrency_limit(POOL)
+
+    assert before == {POOL: 0}
+    assert storage.get_pool_limits() == []
+
+
+@pytest.mark.parametrize("queue", [{"tag_concurrency_limits": [{"key": "team", "limit": 1}]}])
+def test_a_run_that_waits_for_its_pool_takes_no_share_of_a_tag_limit_if_its_priority_is_lower(
+    instance: Instance,
+) -> None:
+    instance.dagster.event_log_storage.set_concurrency_slots(POOL, 0)
+    instance.enqueue(pool=POOL, tags={"team": "data", "dagster/priority": "-1000"})
+    ordinary = instance.enqueue(tags={"team": "data"})
+
+    assert instance.dequeued() == [ordinary]
+
+
+@pytest.mark.parametrize("queue", [{"tag_concurrency_limits": [{"key": "team", "limit": 1}]}])
+def test_without_a_lower_priority_it_would_take_that_share(instance: Instance) -> None:
+    instance.dagster.event_log_storage.set_concurrency_slots(POOL, 0)
+    instance.enqueue(pool=POOL, tags={"team": "data"})
+    instance.enqueue(tags={"team": "data"})
+
+    assert instance.dequeued() == []
+
+
+# Where runs can be held
+
+
+def test_a_run_can_be_held_where_runs_are_queued(instance: Instance) -> None:
+    assert held_run.why_not(instance.dagster, instance.maker) is None
+
+
+@pytest.mark.parametrize(
+    ("queue", "reason"),
+    [
+        pytest.param(
+            {"block_op_concurrency_limited_runs": {"enabled": False}},
+            "the run queue does not look at pools",
+            id="pools are not looked at",
+        ),
+        pytest.param(
+            {"block_op_concurrency_limited_runs": {"op_concurrency_slot_buffer": 1}},
+            "the run queue has a buffer for pools",
+            id="buffer",
+        ),
+    ],
+)
+def test_a_run_cannot_be_held_where_the_queue_would_start_it(
+    instance: Instance, reason: str
+) -> None:
+    assert reason in str(held_run.why_not(instance.dagster, instance.maker))
+
+
+def test_a_run_cannot_be_held_where_nothing_is_queued(instance: Instance, tmp_path: Path) -> None:
+    unqueued = tmp_path / "unqueued"
+    unqueued.mkdir()
+    with dg.instance_for_test(temp_dir=str(unqueued), synchronous_run_coordinator=True) as other:
+        reason = held_run.why_not(other, instance.maker)
+
+    assert reason == "the instance's run coordinator does not queue runs"
+
+
+def test_a_run_cannot_be_held_in_an_ephemeral_instance(instance: Instance) -> None:
+    with dg.DagsterInstance.ephemeral() as ephemeral:
+        reason = held_run.why_not(ephemeral, instance.maker)
+
+    assert reason == "the Dagster instance is ephemeral"
+
+
+# What the sensor reads and writes
+
+
+def test_tags_can_be_added_to_a_queued_run_and_replace_those_of_the_same_name(
+    instance: Instance,
+) -> None:
+    run_id = instance.enqueue(tags={"team": "data", "dagster/priority": "-1000"})
+
+    instance.dagster.add_run_tags(run_id, {"dagster/priority": "3"})
+
+    tags = instance.run(run_id).tags
+    assert (tags["team"], tags["dagster/priority"]) == ("data", "3")
+
+
+def test_queued_runs_are_found_by_hidden_tags_newest_first(instance: Instance) -> None:
+    ours = {held_run.HELD_TAG: "claude_batch", held_run.STATE_TAG: held_run.WAITING}
+    older = instance.enqueue(tags=ours)
+    newer = instance.enqueue(tags=ours)
+    instance.enqueue(tags={held_run.HELD_TAG: "another"})
+    instance.create(tags=ours)
+
+    found = instance.dagster.get_runs(
+        dg.RunsFilter(tags=ours, statuses=[dg.DagsterRunStatus.QUEUED])
+    )
+
+    assert [run.run_id for run in found] == [newer, older]
+
+
+def test_a_created_run_has_a_record_of_when_that_was(instance: Instance) -> None:
+    record = instance.dagster.get_run_record_by_id(instance.maker.run_id)
+
+    assert record is not None
+    assert record.create_timestamp.tzinfo is not None
+
+
+def test_a_run_knows_its_code_location_and_by_it_whether_a_sensor_is_off(
+    instance: Instance,
+) -> None:
+    assert instance.maker.remote_job_origin is not None
+    repository = instance.maker.remote_job_origin.repository_origin
+    stopped = repository.get_instigator_origin("stopped")
+    untouched = repository.get_instigator_origin("untouched")
+    instance.dagster.add_instigator_state(
+        InstigatorState(stopped, InstigatorType.SENSOR, InstigatorStatus.STOPPED)
+    )
+
+    states = [
+        instance.dagster.get_instigator_state(origin.get_id(), origin.get_selector().get_id())
+        for origin in (stopped, untouched)
+    ]
+
+    assert [state and state.status.value for state in states] == ["STOPPED", None]
