@@ -39,7 +39,7 @@ class Cursor:
     and when that was noticed. ``land_at`` is when to ask for a landing run.
     """
 
-    next_look: float = 0.0
+    last_look: float = 0.0
     held: list[str] = field(default_factory=list[str])
     ended: dict[str, float] = field(default_factory=dict[str, float])
     pools: dict[str, float] = field(default_factory=dict[str, float])
@@ -156,20 +156,21 @@ class Tick:
         waits = [wait for held, _ in waiting for wait in held.waits]
         wanted = {batch_id for wait in waits for batch_id in wait.batch_ids}
         for_room = any(wait.unsent and not wait.batch_ids for wait in waits)
-        if not (wanted or for_room) or self.now.timestamp() < self.cursor.next_look:
-            return None, Look(in_queue=self.claude.max_in_flight_requests)
+        nothing = Look(in_queue=self.claude.max_in_flight_requests)
+        if not (wanted or for_room) or self.now < self._next_look([held for held, _ in waiting]):
+            return None, nothing
+        self.cursor.last_look = self.now.timestamp()
         try:
-            look = look_at(self.claude, wanted, for_room=for_room)
+            return None, look_at(self.claude, wanted, for_room=for_room)
         except (anthropic.AnthropicError, httpx2.HTTPError) as error:
-            pause = timedelta(seconds=self.claude.poll_interval_seconds)
-            self.cursor.next_look = (self.now + pause).timestamp()
-            nothing = Look(in_queue=self.claude.max_in_flight_requests)
             return f"The API could not be asked ({type(error).__name__}: {error}).", nothing
-        begun = [w.since for w in waits if w.since and not look.ended.issuperset(w.batch_ids)]
+
+    def _next_look(self, waiting: Sequence[HeldRun]) -> datetime:
+        """When the youngest batch is to be looked at again, and with it all others."""
+        begun = [wait.since for held in waiting for wait in held.waits if wait.since]
         age = self.now - max(begun) if begun else timedelta()
         pause = held_run.pause_after(age, timedelta(seconds=self.claude.poll_interval_seconds))
-        self.cursor.next_look = (self.now + pause).timestamp()
-        return None, look
+        return datetime.fromtimestamp(self.cursor.last_look, UTC) + pause
 
     def _release(self, waiting: Sequence[tuple[HeldRun, dg.DagsterRun]], look: Look) -> set[str]:
         """Let go what has something to do, never before the run that made it has ended."""
@@ -188,7 +189,7 @@ class Tick:
             else:
                 held_run.release(self.instance, run)
         if len(released) < len(due):
-            self.cursor.next_look = 0.0
+            self.cursor.last_look = 0.0
         return released
 
     def _runs(self, run_ids: Iterable[str]) -> dict[str, dg.DagsterRun]:
@@ -226,6 +227,8 @@ class Tick:
 
     def _sweep_pools(self, runs: Mapping[str, dg.DagsterRun]) -> None:
         """Delete pool limits that belong to no held run any more, once they are surely old."""
+        if not self.instance.event_log_storage.supports_global_concurrency_limits:
+            return
         limits = self.instance.event_log_storage.get_pool_limits()
         ours = {each.name for each in limits if each.name.startswith(held_run.POOL_PREFIX)}
         used = {held_run.read(run).pool for run in runs.values()}
@@ -293,7 +296,7 @@ class Tick:
         parts = [problem] if problem else []
         if released:
             parts.append(f"Let {held_run.counted(len(released), 'run', 'runs')} go.")
-        parts.append(describe(left, self.now, self.cursor.next_look))
+        parts.append(describe(left, self.now, self._next_look(left)))
         return " ".join(parts)
 
 
@@ -307,7 +310,7 @@ def look_at(claude: ClaudeBatchResource, wanted: set[str], *, for_room: bool) ->
     return Look(frozenset(ended), in_queue)
 
 
-def describe(waiting: Sequence[HeldRun], now: datetime, next_look: float) -> str:
+def describe(waiting: Sequence[HeldRun], now: datetime, next_look: datetime) -> str:
     """What is waited for, in one sentence."""
     if not waiting:
         return "Nothing is waiting for batches."
@@ -317,9 +320,8 @@ def describe(waiting: Sequence[HeldRun], now: datetime, next_look: float) -> str
     parts = [f"{runs} for {held_run.counted(len(batches), 'batch', 'batches')}"]
     if since:
         parts.append(f"the oldest out for {_duration(now - min(since))}")
-    seconds = next_look - now.timestamp()
-    if seconds > 0:
-        parts.append(f"next look in {_duration(timedelta(seconds=seconds))}")
+    if next_look > now:
+        parts.append(f"next look in {_duration(next_look - now)}")
     return ", ".join(parts) + "."
 
 

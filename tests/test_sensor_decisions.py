@@ -67,7 +67,7 @@ def test_looks_become_rarer_with_the_age_of_the_batches(age: timedelta, seconds:
 def test_a_quiet_tick_says_what_it_waits_for() -> None:
     waiting = [_held(Waiting(("a", "b"), since=SINCE)), _held(Waiting(("b", "c"), since=NOW))]
 
-    said = describe(waiting, NOW, (NOW + timedelta(minutes=4)).timestamp())
+    said = describe(waiting, NOW, NOW + timedelta(minutes=4))
 
     assert said == "2 runs wait for 3 batches, the oldest out for 2 h 10 min, next look in 4 min."
 
