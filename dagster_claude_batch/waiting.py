@@ -125,9 +125,13 @@ class Run:
     def _why_in_the_run(self) -> str | None:
         if self.wait == "run":
             return 'it was asked to (`wait="run"`)'
+        reason = held_run.why_not(self.context.instance, self.context.run)
+        if reason is not None:
+            return reason
+        # Only a run that a code location has launched knows what else it is made of.
         if len({asset.claude_resource for asset in self._batch_assets().values()}) > 1:
             return "its assets use several Claude resources, and one held run has one sensor"
-        return held_run.why_not(self.context.instance, self.context.run)
+        return None
 
     # --- what its tags say ------------------------------------------------------------------
 
