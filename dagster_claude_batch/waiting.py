@@ -137,11 +137,11 @@ class Run:
 
     def _say_at_work(self) -> None:
         if held_run.SHORT_TAG in self.context.run.tags:
-            held_run.mark(self.context.instance, self.context.run_id, None, "at work")
+            held_run.mark(self.context.instance, self.context.run.run_id, None, "at work")
 
     def _say_settled(self) -> None:
         """Nothing is out any more, however the run ends."""
-        run = self.context.instance.get_run_by_id(self.context.run_id)
+        run = self.context.instance.get_run_by_id(self.context.run.run_id)
         if run is not None and held_run.SHORT_TAG in run.tags:
             instance, state = self.context.instance, held_run.SETTLED
             held_run.mark(instance, run.run_id, state, "results collected")
@@ -150,7 +150,7 @@ class Run:
         """Let the sensor know of this run, should it be killed while something is out."""
         waiter = {held_run.WAITER_TAG: self.asset.claude_resource}
         instance, state = self.context.instance, held_run.IN_RUN
-        held_run.mark(instance, self.context.run_id, state, "waiting in the run", **waiter)
+        held_run.mark(instance, self.context.run.run_id, state, "waiting in the run", **waiter)
 
     # --- held -------------------------------------------------------------------------------
 
@@ -183,7 +183,7 @@ class Run:
     def _materialized_here(self) -> set[dg.AssetKey]:
         """What earlier steps of this run have materialized: it need not be collected."""
         events = self.context.instance.all_logs(
-            self.context.run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION
+            self.context.run.run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION
         )
         made = [event.asset_materialization for event in events]
         return {each.asset_key for each in made if each is not None}
@@ -204,7 +204,7 @@ class Run:
         )
         said = f"collected by run {held_id[:8]}"
         # A run that left its successor behind has nothing that somebody would have to look after.
-        held_run.mark(self.context.instance, self.context.run_id, held_run.SETTLED, said)
+        held_run.mark(self.context.instance, self.context.run.run_id, held_run.SETTLED, said)
         for partition in self.partitions:
             self.context.log_event(
                 dg.AssetObservation(
