@@ -1,6 +1,6 @@
 """Answers whose rows have left: kept aside, and given back unpaid if the row returns."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Final
 
@@ -24,27 +24,26 @@ def move_to_departed(
     condition: str,
     now: datetime,
     *,
-    partitions: Sequence[str] = (),
+    bound: Mapping[str, object] | None = None,
 ) -> None:
     """Move answers aside.
 
-    ``condition`` is SQL over the answers table, named ``here``; it may use ``$partitions``.
+    ``condition`` is SQL over the answers table, named ``here``, with the parameters ``bound``.
     """
     pairs = ", ".join(
         f"{quote_identifier(name)} := here.{quote_identifier(name)}" for name in _kept(declaration)
     )
     keys = ", ".join(f"here.{quote_identifier(name)}" for name in declaration.row_key)
     answers = declaration.answers.sql
-    bound = {"partitions": list(partitions)}
-    where = f"$partitions::VARCHAR[] IS NOT NULL AND {condition}"
+    bound = dict(bound or {})
     connection.execute(
         f"INSERT INTO claude_batch.departed SELECT $asset, _partition, "
         f"CAST(json_array({keys}) AS VARCHAR), _request_hash, "
         f"CAST(to_json(struct_pack({pairs})) AS VARCHAR), $now "
-        f"FROM {answers} AS here WHERE {where}",
+        f"FROM {answers} AS here WHERE {condition}",
         {**bound, "asset": declaration.asset, "now": now},
     )
-    connection.execute(f"DELETE FROM {answers} AS here WHERE {where}", bound)
+    connection.execute(f"DELETE FROM {answers} AS here WHERE {condition}", bound)
 
 
 def welcome_back(

@@ -163,9 +163,7 @@ def _let_rows_depart(plan: Plan) -> None:
     """Move answers of rows that left the source aside, and forget such rows' failures."""
     stays = f"SELECT 1 FROM {_ROWS} AS r WHERE {selected_is_ours(plan.declaration, 'r', 'here')}"
     gone = f"{in_scope('here')} AND NOT EXISTS ({stays})"
-    partitions = [key for key in plan.materialization.partitions if key is not None]
-    condition = gone.replace("$all_rows", "true" if not partitions else "false")
-    move_to_departed(plan.connection, plan.declaration, condition, plan.now, partitions=partitions)
+    move_to_departed(plan.connection, plan.declaration, gone, plan.now, bound=plan.scope)
     plan.connection.execute(
         f"DELETE FROM {plan.declaration.failures.sql} AS here WHERE {gone}", plan.scope
     )
