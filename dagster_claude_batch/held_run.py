@@ -6,36 +6,15 @@ steps name a pool of their own, whose limit is 0 until the sensor deletes it.
 
 import json
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 import dagster as dg
-from dagster._core.errors import DagsterRunAlreadyExists
-from dagster._core.events import DagsterEvent
-from dagster._core.run_coordinator.queued_run_coordinator import QueuedRunCoordinator
-from dagster._core.storage.tags import (
-    AUTO_RETRY_RUN_ID_TAG,
-    GRPC_INFO_TAG,
-    PARENT_RUN_ID_TAG,
-    PRIORITY_TAG,
-    RESUME_RETRY_TAG,
-    RETRY_NUMBER_TAG,
-    ROOT_RUN_ID_TAG,
-    RUN_FAILURE_REASON_TAG,
-    RUN_KEY_TAG,
-    RUN_WORKER_ID_TAG,
-    SENSOR_NAME_TAG,
-    TICK_ID_TAG,
-    WILL_RETRY_TAG,
-)
+from dagster._core.storage.tags import PRIORITY_TAG
 
 from dagster_claude_batch.workbench import Waiting
-
-if TYPE_CHECKING:
-    from dagster._core.definitions.assets.graph.base_asset_graph import BaseAssetGraph
-    from dagster._core.snap import ExecutionPlanSnapshot
 
 POOL_PREFIX: Final = "waiting_for_claude_batch/"
 
@@ -51,7 +30,8 @@ _WAIT_TAG: Final = ".dagster/claude_batch.wait."
 _BATCHES_TAG: Final = ".dagster/claude_batch.batches."
 SHORT_TAG: Final = "claude_batch"
 LONG_TAG: Final = "claude_batch_details"
-_OURS: Final = ".dagster/claude_batch."
+OURS: Final = ".dagster/claude_batch."
+"""How the names of all hidden tags of ours begin."""
 
 WAITER_TAG: Final = ".dagster/claude_batch.waiter"
 """On a run that waits itself; its value is the key of the Claude resource."""
@@ -74,32 +54,11 @@ SENSOR_RESOURCE_TAG: Final = "dagster_claude_batch/claude_resource"
 OLD_AGE: Final = timedelta(hours=10)
 """From this age of a batch on, looks are ten times as far apart as at first."""
 
-MOST_FRUITLESS: Final = 5
-"""So many runs in a chain may end without having sent anything, before it is given up."""
-
 LAST_IN_QUEUE: Final = "-1000"
 """Dagster counts a held run against tag limits before it looks at pools: so it goes last."""
 
 _IDS_IN_A_TAG: Final = 50
 """Tag values are indexed, and PostgreSQL refuses index rows above about 2,700 bytes."""
-
-_NOT_COPIED: Final = frozenset(
-    {
-        AUTO_RETRY_RUN_ID_TAG,
-        GRPC_INFO_TAG,
-        PARENT_RUN_ID_TAG,
-        PRIORITY_TAG,
-        RESUME_RETRY_TAG,
-        RETRY_NUMBER_TAG,
-        ROOT_RUN_ID_TAG,
-        RUN_FAILURE_REASON_TAG,
-        RUN_KEY_TAG,
-        RUN_WORKER_ID_TAG,
-        SENSOR_NAME_TAG,
-        TICK_ID_TAG,
-        WILL_RETRY_TAG,
-    }
-)
 
 
 @dataclass(frozen=True)
@@ -119,191 +78,9 @@ class HeldRun:
         return {batch_id for wait in self.waits for batch_id in wait.batch_ids}
 
 
-def held_run_id(maker_run_id: str) -> str:
-    """The id of the one held run that a run makes, however often it is asked to."""
-    return str(uuid.uuid5(uuid.UUID(maker_run_id), "held run of dagster_claude_batch"))
-
-
 def pool_of(run_id: str) -> str:
     """The pool that keeps a held run in the queue."""
     return f"{POOL_PREFIX}{run_id[:8]}"
-
-
-def why_not(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str | None:
-    """Why a run of this instance cannot be held, or None if it can.
-
-    Elsewhere than where this holds, Dagster would start the held run at once.
-    """
-    if instance.is_ephemeral:
-        return "the Dagster instance is ephemeral"
-    if not isinstance(instance.run_coordinator, QueuedRunCoordinator):
-        return "the instance's run coordinator does not queue runs"
-    if run.remote_job_origin is None:
-        return "the run was not launched through a code location"
-    queue = instance.get_concurrency_config().run_queue_config
-    if queue is None or not queue.should_block_op_concurrency_limited_runs:
-        return "the run queue does not look at pools (block_op_concurrency_limited_runs)"
-    if queue.op_concurrency_slot_buffer != 0:
-        return "the run queue has a buffer for pools (op_granularity_run_buffer)"
-    if not instance.event_log_storage.supports_global_concurrency_limits:
-        return "the instance's event log storage has no pools"
-    return None
-
-
-def make(
-    instance: dg.DagsterInstance,
-    run: dg.DagsterRun,
-    *,
-    asset_graph: "BaseAssetGraph[Any]",
-    batch_assets: Iterable[dg.AssetKey],
-    claude_resource: str,
-) -> str:
-    """Create and enqueue the run that will collect; its id. Making it twice makes one.
-
-    It repeats of ``run`` the batch assets and what is downstream of them.
-
-    Raises:
-        RuntimeError: Dagster would not hold it, or one run after the other has made a successor
-            without sending anything. There is no held run then.
-    """
-    if _fruitless(run) > MOST_FRUITLESS:
-        raise RuntimeError(
-            f"{MOST_FRUITLESS} runs in a row have ended before they had sent anything. Nothing was "
-            "submitted. Read why the runs before this one failed, then materialize again."
-        )
-    held_id = held_run_id(run.run_id)
-    pool = pool_of(held_id)
-    snapshot = instance.get_execution_plan_snapshot(str(run.execution_plan_snapshot_id))
-    selection = _waiting_assets(snapshot, asset_graph, batch_assets)
-    # Never the run before its limit: a pool without one does not block.
-    instance.event_log_storage.set_concurrency_slots(pool, 0)
-    try:
-        held = instance.create_run(  # pyright: ignore[reportUnknownMemberType]  # not public
-            job_name=run.job_name,
-            run_id=held_id,
-            run_config=run.run_config,
-            status=dg.DagsterRunStatus.NOT_STARTED,
-            tags=_tags(run, held_id, pool, claude_resource),
-            root_run_id=None,
-            parent_run_id=None,
-            step_keys_to_execute=None,
-            execution_plan_snapshot=_held_plan(snapshot, selection, pool),
-            job_snapshot=instance.get_historical_job(str(run.job_snapshot_id)).job_snapshot,
-            parent_job_snapshot=None,
-            asset_selection=selection,
-            asset_check_selection=_checks_of(run, selection),
-            resolved_op_selection=None,
-            op_selection=None,
-            remote_job_origin=run.remote_job_origin,
-            job_code_origin=run.job_code_origin,
-            asset_graph=asset_graph,
-        )
-    except DagsterRunAlreadyExists:
-        return held_id
-    concurrency = held.run_op_concurrency
-    if concurrency is None or set(concurrency.root_key_counts) != {pool}:
-        undo(instance, run.run_id)
-        raise RuntimeError(f"Dagster would start the held run {held_id} at once.")
-    enqueue(instance, held)
-    return held_id
-
-
-def enqueue(instance: dg.DagsterInstance, held: dg.DagsterRun) -> None:
-    """Put a held run into the queue."""
-    instance.report_dagster_event(DagsterEvent.job_enqueue(held), run_id=held.run_id)
-
-
-def undo(instance: dg.DagsterInstance, maker_run_id: str) -> None:
-    """Delete the held run that a run has made, for it turned out to have nothing to wait for."""
-    held_id = held_run_id(maker_run_id)
-    if instance.get_run_by_id(held_id) is not None:
-        instance.delete_run(held_id)
-    instance.event_log_storage.delete_concurrency_limit(pool_of(held_id))
-
-
-def _waiting_assets(
-    snapshot: "ExecutionPlanSnapshot",
-    asset_graph: "BaseAssetGraph[Any]",
-    batch_assets: Iterable[dg.AssetKey],
-) -> frozenset[dg.AssetKey]:
-    """The batch assets of a plan, and all that is downstream of them within it."""
-    planned = snapshot.asset_selection
-    found: set[dg.AssetKey] = set()
-    pending = [key for key in batch_assets if key in planned]
-    while pending:
-        key = pending.pop()
-        if key not in found:
-            found.add(key)
-            pending += [child for child in asset_graph.get(key).child_keys if child in planned]
-    return frozenset(found)
-
-
-def _held_plan(
-    snapshot: "ExecutionPlanSnapshot", selection: frozenset[dg.AssetKey], pool: str
-) -> "ExecutionPlanSnapshot":
-    """The plan of the selected assets, each step in the held run's pool."""
-    steps = [
-        step._replace(pool=pool)
-        for step in snapshot.steps
-        if any(
-            output.properties is not None
-            and (
-                output.properties.asset_key in selection
-                or (
-                    output.properties.asset_check_key is not None
-                    and output.properties.asset_check_key.asset_key in selection
-                )
-            )
-            for output in step.outputs
-        )
-    ]
-    return snapshot._replace(
-        steps=steps,
-        step_keys_to_execute=[step.key for step in steps],
-        initial_known_state=None,
-    )
-
-
-def _checks_of(
-    run: dg.DagsterRun, selection: frozenset[dg.AssetKey]
-) -> frozenset[dg.AssetCheckKey] | None:
-    if run.asset_check_selection is None:
-        return None
-    return frozenset(key for key in run.asset_check_selection if key.asset_key in selection)
-
-
-def _tags(run: dg.DagsterRun, held_id: str, pool: str, claude_resource: str) -> dict[str, str]:
-    copied = {
-        key: value
-        for key, value in run.tags.items()
-        if key not in {*_NOT_COPIED, SHORT_TAG, LONG_TAG} and not key.startswith(_OURS)
-    }
-    return {
-        **copied,
-        PRIORITY_TAG: LAST_IN_QUEUE,
-        OLD_PRIORITY_TAG: original_priority(run.tags),
-        HELD_TAG: claude_resource,
-        STATE_TAG: WAITING,
-        MAKER_TAG: run.run_id,
-        FRUITLESS_TAG: str(_fruitless(run)),
-        POOL_TAG: pool,
-        SHORT_TAG: "sending batches",
-        LONG_TAG: f"The sensor starts run {held_id[:8]} when its batches have ended.",
-    }
-
-
-def _fruitless(run: dg.DagsterRun) -> int:
-    """Count the links of a chain of held runs that never had anything to wait for."""
-    if HELD_TAG not in run.tags or read(run).waits:
-        return 0
-    return int(run.tags.get(FRUITLESS_TAG, "0")) + 1
-
-
-def original_priority(tags: Mapping[str, str]) -> str:
-    """The priority that the user gave a run, also behind a chain of held runs."""
-    if tags.get(HELD_TAG) and tags.get(PRIORITY_TAG) == LAST_IN_QUEUE:
-        return tags.get(OLD_PRIORITY_TAG, "0")
-    return tags.get(PRIORITY_TAG, "0")
 
 
 def describe(

@@ -13,7 +13,7 @@ import anthropic
 import dagster as dg
 import httpx2
 
-from dagster_claude_batch import held_run
+from dagster_claude_batch import held_run, holding
 from dagster_claude_batch.held_run import HeldRun
 from dagster_claude_batch.landing_job import LEFT_TAG, build_landing_job, op_name_of
 from dagster_claude_batch.resource import ClaudeBatchResource
@@ -138,7 +138,7 @@ class Tick:
                 continue
             record = self.instance.get_run_record_by_id(run.run_id)
             if record is not None and self._real_now() - record.create_timestamp > STUCK:
-                held_run.enqueue(self.instance, run)
+                holding.enqueue(self.instance, run)
 
     def _waiting(self, runs: Mapping[str, dg.DagsterRun]) -> list[tuple[HeldRun, dg.DagsterRun]]:
         """The held runs that have not been let go; those that have been, once more."""

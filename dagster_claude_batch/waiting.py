@@ -9,7 +9,7 @@ from typing import Any, Literal
 import dagster as dg
 from dagster._core.storage.tags import PARENT_RUN_ID_TAG, RETRY_NUMBER_TAG
 
-from dagster_claude_batch import finishing, held_run, ledger
+from dagster_claude_batch import finishing, held_run, holding, ledger
 from dagster_claude_batch.advance import Engine
 from dagster_claude_batch.batch_asset import BatchAsset, batch_asset, engine_for
 from dagster_claude_batch.config import ClaudeBatchConfig
@@ -125,7 +125,7 @@ class Run:
     def _why_in_the_run(self) -> str | None:
         if self.wait == "run":
             return 'it was asked to (`wait="run"`)'
-        reason = held_run.why_not(self.context.instance, self.context.run)
+        reason = holding.why_not(self.context.instance, self.context.run)
         if reason is not None:
             return reason
         # Only a run that a code location has launched knows what else it is made of.
@@ -163,9 +163,9 @@ class Run:
         if self._held_id is not None:
             return
         self._require_sensor()
-        run, held_id = self.context.run, held_run.held_run_id(self.context.run.run_id)
+        run, held_id = self.context.run, holding.held_run_id(self.context.run.run_id)
         self.engine.attach_run(held_id, self._materializations)
-        self._held_id = held_run.make(
+        self._held_id = holding.make(
             self.context.instance,
             run,
             asset_graph=self.context.repository_def.asset_graph,
@@ -226,7 +226,7 @@ class Run:
         is let go when this run has ended, and finds nothing left to do.
         """
         if self._held_id is not None and len(self._batch_assets()) == 1:
-            held_run.undo(self.context.instance, self.context.run.run_id)
+            holding.undo(self.context.instance, self.context.run.run_id)
 
     # --- in the run -------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from dagster._core.scheduler.instigation import InstigatorState, InstigatorStatu
 from dagster._core.snap import ExecutionPlanSnapshot
 from dagster._daemon.run_coordinator import QueuedRunCoordinatorDaemon
 
-from dagster_claude_batch import held_run
+from dagster_claude_batch import held_run, holding
 
 Queue = Mapping[str, object]
 
@@ -92,7 +92,7 @@ class Instance:
     def enqueue(self, **run: Any) -> str:
         """Create a run, and put it into the queue."""
         run_id = self.create(**run)
-        held_run.enqueue(self.dagster, self.run(run_id))
+        holding.enqueue(self.dagster, self.run(run_id))
         return run_id
 
     def run(self, run_id: str) -> dg.DagsterRun:
@@ -278,7 +278,7 @@ def test_without_a_lower_priority_it_would_take_that_share(instance: Instance) -
 
 
 def test_a_run_can_be_held_where_runs_are_queued(instance: Instance) -> None:
-    assert held_run.why_not(instance.dagster, instance.maker) is None
+    assert holding.why_not(instance.dagster, instance.maker) is None
 
 
 @pytest.mark.parametrize(
@@ -299,21 +299,21 @@ def test_a_run_can_be_held_where_runs_are_queued(instance: Instance) -> None:
 def test_a_run_cannot_be_held_where_the_queue_would_start_it(
     instance: Instance, reason: str
 ) -> None:
-    assert reason in str(held_run.why_not(instance.dagster, instance.maker))
+    assert reason in str(holding.why_not(instance.dagster, instance.maker))
 
 
 def test_a_run_cannot_be_held_where_nothing_is_queued(instance: Instance, tmp_path: Path) -> None:
     unqueued = tmp_path / "unqueued"
     unqueued.mkdir()
     with dg.instance_for_test(temp_dir=str(unqueued), synchronous_run_coordinator=True) as other:
-        reason = held_run.why_not(other, instance.maker)
+        reason = holding.why_not(other, instance.maker)
 
     assert reason == "the instance's run coordinator does not queue runs"
 
 
 def test_a_run_cannot_be_held_in_an_ephemeral_instance(instance: Instance) -> None:
     with dg.DagsterInstance.ephemeral() as ephemeral:
-        reason = held_run.why_not(ephemeral, instance.maker)
+        reason = holding.why_not(ephemeral, instance.maker)
 
     assert reason == "the Dagster instance is ephemeral"
 
