@@ -142,3 +142,17 @@ def test_a_lock_that_another_process_lets_go_of_is_waited_for(tweets: Project) -
         threading.Timer(0.5, lambda: holder.communicate("let go\n")).start()
 
         assert len(tweets.start().materializations) == 1
+
+
+def test_a_ledger_without_tables_yet_is_brought_up_to_the_version(tweets: Project) -> None:
+    tweets.sql("CREATE SCHEMA claude_batch")
+    tweets.sql(
+        "CREATE TABLE claude_batch.ledger AS SELECT 0 AS version, 0 AS assets, "
+        "CAST(NULL AS TIMESTAMP WITH TIME ZONE) AS migrated_at"
+    )
+
+    tweets.materialize()
+
+    assert tweets.sql("SELECT version, migrated_at IS NULL FROM claude_batch.ledger") == [
+        (ledger.VERSION, False)
+    ]

@@ -1,5 +1,7 @@
 """Sending exactly once, whatever happens on the wire."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from datetime import timedelta
 
@@ -272,3 +274,20 @@ def test_the_body_that_was_sent_is_the_one_in_the_ledger(tweets: Project) -> Non
     assert requests == 10
     assert size > 1_000
     assert ids == [f"{nonce}-{n}" for n in range(10)]
+
+
+def test_the_database_is_free_while_something_is_sent_or_downloaded(tweets: Project) -> None:
+    opened: list[str] = []
+
+    def open_elsewhere(request: httpx2.Request) -> httpx2.Response:
+        script = "import duckdb, sys; duckdb.connect(sys.argv[1])"
+        elsewhere = subprocess.run([sys.executable, "-c", script, str(tweets.path)], check=False)
+        opened.append(f"{request.method} {elsewhere.returncode}")
+        return tweets.wire.transport.handle_request(request)
+
+    for call in (CREATE, "GET /v1/models/claude-haiku-5-5", "GET /v1/messages/batches/…/results"):
+        tweets.wire.faults.append((call, open_elsewhere))
+
+    tweets.materialize()
+
+    assert opened == ["GET 0", "POST 0", "GET 0"]
