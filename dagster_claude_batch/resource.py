@@ -191,6 +191,11 @@ class LocalClaudeBatchResource(ClaudeBatchResource):
     """
 
     path: str = Field(description="Directory of the simulator's state; made if it is missing.")
+    poll_interval_seconds: float = Field(
+        default=1.0,
+        gt=0,
+        description="First pause between two looks at a batch; short, for looking costs nothing.",
+    )
     answer: str | None = Field(
         default=None,
         description="`package.module:function` that answers a request's `params`; left out, "
