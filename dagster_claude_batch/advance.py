@@ -5,11 +5,12 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 import anthropic
+import duckdb
 from anthropic.types.messages import MessageBatch
 
 from dagster_claude_batch import chunks, ledger
 from dagster_claude_batch.chunks import Chunk
-from dagster_claude_batch.errors import LostChunkError
+from dagster_claude_batch.errors import ClaudeBatchError, LostChunkError
 from dagster_claude_batch.landing import Landing, counts_of, land
 from dagster_claude_batch.ledger import Materialization, MaterializationConfig
 from dagster_claude_batch.planning import attach, plan_retries
@@ -72,6 +73,17 @@ class Engine(Workbench):
             if not progress.again:
                 after = self.read(materializations) if progress.moved else work
                 return waiting_for(after, progress.not_before)
+
+    def may_be_out(self, materializations: Sequence[Materialization]) -> bool:
+        """Whether something was, or may have been, paid for that has not been collected.
+
+        A ledger that cannot be read says yes: then somebody has to go on waiting.
+        """
+        try:
+            work = self.read(materializations)
+        except (duckdb.Error, ClaudeBatchError):
+            return True
+        return any(each.in_state("sending", "submitted") for each in work)
 
     def settle(self, abandoned_runs: Sequence[str], *, is_alive: Callable[[str], bool]) -> int:
         """Land what nobody waits for, and cancel what was abandoned; how many batches are left.

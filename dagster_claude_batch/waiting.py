@@ -109,7 +109,8 @@ class Run:
         try:
             waiting = self.engine.advance(materializations)
         except Exception:
-            self._undo()
+            if not self.engine.may_be_out(materializations):
+                self._undo()
             raise
         if waiting is None:
             self._undo()

@@ -10,6 +10,7 @@ import pytest
 from kit import Project
 
 from dagster_claude_batch.errors import AccountHaltedError, SubmissionRefusedError
+from dagster_claude_batch.ledger import MaterializationConfig
 
 Make = Callable[..., Project]
 CREATE = "POST /v1/messages/batches"
@@ -291,3 +292,19 @@ def test_the_database_is_free_while_something_is_sent_or_downloaded(tweets: Proj
     tweets.materialize()
 
     assert opened == ["GET 0", "POST 0", "GET 0"]
+
+
+def test_an_error_after_something_was_sent_still_knows_that_it_is_out(project: Make) -> None:
+    made = project(chunk_size=5)
+    made.load([("tweets", f"t{n}", "x") for n in range(10)])
+    made.wire.faults.append((CREATE, _passing(made)))
+    made.wire.faults.append((CREATE, _raising(ZeroDivisionError)))
+    engine = made.engine()
+    materializations = engine.attach(["tweets"], MaterializationConfig())
+    assert not engine.may_be_out(materializations)
+
+    engine.advance(materializations)
+
+    assert engine.may_be_out(materializations)
+    made.path.rename(made.path.with_suffix(".moved"))
+    assert engine.may_be_out(materializations)
