@@ -31,7 +31,7 @@ __all__ = [
     "Tick",
 ]
 
-RUN_TIMEOUT = 90.0
+RUN_TIMEOUT = 180.0
 
 
 class DagsterDriver(LocalDagster):

@@ -60,7 +60,7 @@ class Stage:
             newest = self.dagster.ticks("claude_batch_sensor", limit=1)
             return any(waiting in (tick.skip_reason or "") for tick in newest)
 
-        self.dagster.wait_for(is_seen, timeout=60, what=f"the sensor to say: {waiting}")
+        self.dagster.wait_for(is_seen, timeout=180, what=f"the sensor to say: {waiting}")
 
     def held_by(self, run_id: str) -> Run:
         """Wait until a run has ended well, and return the run that it left in the queue."""

@@ -16,7 +16,7 @@ def test_a_backfill_waits_without_a_run_in_progress_and_then_materializes_everyt
     backfill_id = dagster.launch_backfill(["backfilled", "backfilled_read"], CITIES)
     dagster.wait_for(
         lambda: len(dagster.backfill_runs(backfill_id, statuses=["SUCCESS"])) == 3,
-        timeout=90,
+        timeout=180,
         what="the three runs that submit",
     )
     stage.wait_until_seen("3 runs wait for 3 batches")
@@ -87,7 +87,7 @@ def test_a_partition_fails_above_the_failure_rate_and_only_its_failed_rows_are_s
     batches = len(stage.simulator.batches())
     dagster.launch_failed_and_missing("failing")
     dagster.wait_for(
-        lambda: len(stage.simulator.batches()) > batches, timeout=60, what="another batch"
+        lambda: len(stage.simulator.batches()) > batches, timeout=180, what="another batch"
     )
     stage.simulator.end_batches()
     dagster.wait_for_statuses(

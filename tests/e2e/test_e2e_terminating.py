@@ -17,18 +17,18 @@ def test_batches_of_a_terminated_run_are_cancelled_and_what_was_answered_is_land
     before = len(simulator.batches())
 
     run_id = dagster.materialize("terminated", partition="berlin")
-    dagster.wait_for(lambda: len(simulator.batches()) > before, timeout=60, what="a batch")
+    dagster.wait_for(lambda: len(simulator.batches()) > before, timeout=180, what="a batch")
     dagster.stop_sensor("impatient_sensor")  # or it might see the run before it is terminated
     held = stage.held_by(run_id)
     simulator.advance(timedelta(hours=1))
     dagster.terminate(held.run_id)
     dagster.start_sensor("impatient_sensor")
     dagster.wait_for(
-        lambda: simulator.batches()[-1].ended_at is not None, timeout=60, what="the batch to end"
+        lambda: simulator.batches()[-1].ended_at is not None, timeout=180, what="the batch to end"
     )
     dagster.wait_for(
         lambda: any(run.is_ended for run in dagster.runs(tags={LEFT_TAG: "0"})),
-        timeout=60,
+        timeout=180,
         what="the landing job",
     )
 
