@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
 from hashlib import sha256
 from typing import Any, Final, Literal
 
@@ -55,6 +56,7 @@ def build_claude_batch_asset(  # noqa: PLR0913  # a declaration is made of its a
     chunk_size: int = 5_000,
     max_attempts: int = 3,
     max_failure_rate: float = 0.01,
+    max_wait_hours: float | None = None,
     wait: Literal["sensor", "run"] = "sensor",
     duckdb_resource: str = "duckdb",
     claude_resource: str = "claude_batch",
@@ -103,6 +105,8 @@ def build_claude_batch_asset(  # noqa: PLR0913  # a declaration is made of its a
         chunk_size: Requests in a batch, 100,000 at most.
         max_attempts: How often a row is sent within one materialization.
         max_failure_rate: Share of rows, from 0 to 1, that may fail in a partition before it does.
+        max_wait_hours: After so long, a materialization ends with what it has: what is still out
+            is cancelled, and rows without an answer fail as ``expired``.
         wait: Who waits: ``"sensor"``, with no process and no run slot, or the ``"run"`` itself.
         duckdb_resource: Key of the resource that opens the DuckDB database.
         claude_resource: Key of the `ClaudeBatchResource`.
@@ -148,6 +152,7 @@ def build_claude_batch_asset(  # noqa: PLR0913  # a declaration is made of its a
         max_tokens=_at_least_one(asset, "max_tokens", max_tokens),
         max_attempts=_at_least_one(asset, "max_attempts", max_attempts),
         max_failure_rate=_share(asset, max_failure_rate),
+        max_wait=_hours(asset, max_wait_hours),
         limits=SizeLimits(_chunk_size(asset, chunk_size)),
         workspace=claude_resource,
     )
@@ -326,6 +331,22 @@ def _at_least_one(asset: str, argument: str, value: int) -> int:
     if value < 1:
         raise DeclarationError(asset, argument, f"{value} is too little.", cure="Use 1 or more.")
     return value
+
+
+def _hours(asset: str, value: float | None) -> timedelta | None:
+    if value is None:
+        return None
+    if not 0 < value <= _MOST_HOURS:
+        raise DeclarationError(
+            asset,
+            "max_wait_hours",
+            f"{value} is no time to wait.",
+            cure=f"Use more than 0 and at most {_MOST_HOURS}, after which results are gone.",
+        )
+    return timedelta(hours=value)
+
+
+_MOST_HOURS: Final = 29 * 24
 
 
 def _chunk_size(asset: str, value: int) -> int:

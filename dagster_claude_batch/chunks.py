@@ -10,17 +10,23 @@ from dagster_claude_batch.errors import LostChunkError
 from dagster_claude_batch.ledger import LedgerAsset, Materialization
 from dagster_claude_batch.warehouse import Connection, row, rows
 
-ChunkState: TypeAlias = Literal["planned", "sending", "submitted", "landed", "dissolved"]
+ChunkState: TypeAlias = Literal[
+    "planned", "sending", "submitted", "landed", "dissolved", "given_up"
+]
 """``planned → sending → submitted → landed``; ``sending → planned`` if surely not created.
 
 ``sending`` is written before the POST: a chunk found in it may or may not exist as a batch.
-``dissolved`` had its rows taken out of it before it was ever sent.
+``dissolved`` had its rows taken out of it before it was ever sent. ``given_up`` was looked for in
+vain, and its rows stand in a new chunk; should its batch appear after all, it is a second copy.
 """
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """A planned group of requests, sent as one batch. Sizes in requests and bytes."""
+    """A planned group of requests, sent as one batch. Sizes in requests and bytes.
+
+    ``is_copy``: its rows were, or are to be, answered by another chunk too.
+    """
 
     chunk_id: int
     materialization_id: str
@@ -34,11 +40,12 @@ class Chunk:
     batch_id: str | None
     sending_at: datetime | None
     submitted_at: datetime | None
+    is_copy: bool = False
 
 
 _CHUNK: Final = (
     "chunk_id, materialization_id, state, attempt, max_tokens, requests, bytes, nonce, "
-    "body_sha256, batch_id, sending_at, submitted_at"
+    "body_sha256, batch_id, sending_at, submitted_at, is_copy"
 )
 
 OUT: Final[tuple[ChunkState, ...]] = ("planned", "sending", "submitted")
@@ -56,8 +63,8 @@ def insert_chunk(
     """Write a planned chunk."""
     connection.execute(
         "INSERT INTO claude_batch.chunks (chunk_id, materialization_id, asset, workspace, state, "
-        "adopted, attempt, max_tokens, requests, bytes, planned_at) VALUES ($chunk_id, "
-        "$materialization_id, $asset, $workspace, 'planned', false, $attempt, $max_tokens, "
+        "adopted, is_copy, attempt, max_tokens, requests, bytes, planned_at) VALUES ($chunk_id, "
+        "$materialization_id, $asset, $workspace, 'planned', false, false, $attempt, $max_tokens, "
         "$requests, $bytes, $now)",
         {
             "chunk_id": chunk.chunk_id,
@@ -173,6 +180,23 @@ def mark_sending(
     )
 
 
+def mark_sending_again(connection: Connection, chunk: Chunk, now: datetime) -> None:
+    """Note that a chunk which surely did not arrive is sent once more, as it is.
+
+    Raises:
+        LostChunkError: The chunk is not being sent any more.
+    """
+    _move(
+        connection,
+        chunk.chunk_id,
+        "sending",
+        "UPDATE claude_batch.chunks SET sending_at = $now WHERE chunk_id = $chunk_id "
+        "AND state = 'sending' AND nonce = $nonce RETURNING chunk_id",
+        nonce=chunk.nonce,
+        now=now,
+    )
+
+
 def mark_submitted(connection: Connection, chunk: Chunk, batch_id: str, now: datetime) -> None:
     """``sending → submitted``: the batch exists.
 
@@ -205,6 +229,71 @@ def mark_unsent(connection: Connection, chunk: Chunk) -> None:
     )
 
 
+def mark_given_up(connection: Connection, chunk: Chunk) -> None:
+    """``sending → given_up``: nobody has found its batch, and its rows are to be sent again.
+
+    Raises:
+        LostChunkError: The chunk is not being sent any more.
+    """
+    _move(
+        connection,
+        chunk.chunk_id,
+        "sending",
+        "UPDATE claude_batch.chunks SET state = 'given_up', is_copy = true "
+        "WHERE chunk_id = $chunk_id AND state = 'sending' RETURNING chunk_id",
+    )
+
+
+def mark_copy(connection: Connection, chunk: Chunk, batch_id: str, now: datetime) -> None:
+    """``given_up → submitted``: its batch exists after all, besides the one sent instead.
+
+    Raises:
+        LostChunkError: Somebody else has found it.
+    """
+    _move(
+        connection,
+        chunk.chunk_id,
+        "given_up",
+        "UPDATE claude_batch.chunks SET state = 'submitted', batch_id = $batch_id, "
+        "submitted_at = $now WHERE chunk_id = $chunk_id AND state = 'given_up' RETURNING chunk_id",
+        batch_id=batch_id,
+        now=now,
+    )
+
+
+def mark_twin_submitted(
+    connection: Connection, twin: int, of: Chunk, batch_id: str, now: datetime
+) -> None:
+    """``planned → submitted`` for a copy that one call made besides the batch of ``of``.
+
+    Raises:
+        LostChunkError: The twin is not planned any more.
+    """
+    _move(
+        connection,
+        twin,
+        "planned",
+        "UPDATE claude_batch.chunks SET state = 'submitted', is_copy = true, nonce = $nonce, "
+        "batch_id = $batch_id, sending_at = $sending_at, submitted_at = $now "
+        "WHERE chunk_id = $chunk_id AND state = 'planned' RETURNING chunk_id",
+        nonce=of.nonce,
+        batch_id=batch_id,
+        sending_at=of.sending_at,
+        now=now,
+    )
+
+
+def given_up(connection: Connection, asset: str, since: datetime) -> list[Chunk]:
+    """Chunks whose batches may still appear, sent after ``since``, oldest first."""
+    found = rows(
+        connection,
+        f"SELECT {_CHUNK} FROM claude_batch.chunks WHERE asset = $asset AND state = 'given_up' "
+        "AND sending_at > $since ORDER BY chunk_id",
+        {"asset": asset, "since": since},
+    )
+    return [Chunk(*values) for values in found]
+
+
 def mark_landed(
     connection: Connection,
     chunk: Chunk,
@@ -213,7 +302,9 @@ def mark_landed(
     ended_at: datetime | None,
     now: datetime,
 ) -> None:
-    """``submitted → landed``; belongs into the transaction that writes the outcomes.
+    """To ``landed`` from where it is; belongs into the transaction that writes the outcomes.
+
+    That is ``submitted``, but for chunks that end without a batch: refused, or never sent.
 
     Raises:
         LostChunkError: Somebody else has landed it.
@@ -221,10 +312,11 @@ def mark_landed(
     _move(
         connection,
         chunk.chunk_id,
-        "submitted",
+        chunk.state,
         "UPDATE claude_batch.chunks SET state = 'landed', succeeded = $succeeded, "
         "errored = $errored, canceled = $canceled, expired = $expired, ended_at = $ended_at, "
-        "landed_at = $now WHERE chunk_id = $chunk_id AND state = 'submitted' RETURNING chunk_id",
+        "landed_at = $now WHERE chunk_id = $chunk_id AND state = $state RETURNING chunk_id",
+        state=chunk.state,
         succeeded=counts["succeeded"],
         errored=counts["errored"],
         canceled=counts["canceled"],
@@ -259,15 +351,14 @@ def _move(
         raise LostChunkError(chunk_id, expected=expected)
 
 
-def dissolve_planned(
-    connection: Connection, registered: LedgerAsset, materialization_id: str
-) -> int:
-    """Take the rows out of all chunks that were never sent; how many rows that were."""
+def dissolve_cancelled(connection: Connection, registered: LedgerAsset) -> int:
+    """Take the rows out of all chunks that nobody will send any more; how many rows that were."""
     moved = rows(
         connection,
         "UPDATE claude_batch.chunks SET state = 'dissolved' WHERE state = 'planned' "
-        "AND materialization_id = $materialization_id RETURNING chunk_id, requests",
-        {"materialization_id": materialization_id},
+        "AND asset = $asset AND materialization_id IN (SELECT materialization_id "
+        "FROM claude_batch.materializations WHERE state <> 'open') RETURNING chunk_id, requests",
+        {"asset": registered.asset},
     )
     connection.execute(
         f"DELETE FROM {registered.requests.sql} WHERE _chunk_id IN (SELECT unnest($ids::BIGINT[]))",
@@ -281,7 +372,7 @@ def adopt_chunks(
     registered: LedgerAsset,
     materialization: Materialization,
 ) -> None:
-    """Take over what cancelled materializations of these partitions still have out."""
+    """Take over what ended materializations of these partitions still have out."""
     connection.execute(
         f"""
         UPDATE claude_batch.chunks
@@ -289,7 +380,7 @@ def adopt_chunks(
         WHERE asset = $asset AND state IN ('sending', 'submitted')
             AND materialization_id IN (
                 SELECT materialization_id FROM claude_batch.materializations
-                WHERE state = 'cancelled')
+                WHERE state <> 'open')
             AND chunk_id IN (
                 SELECT _chunk_id FROM {registered.requests.sql}
                 WHERE $all_rows OR _partition IN (SELECT unnest($partitions::VARCHAR[])))

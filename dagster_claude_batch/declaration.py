@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 from dagster_claude_batch.chunking import SizeLimits
 from dagster_claude_batch.output import Output
@@ -32,6 +33,7 @@ class Declaration:
     max_tokens: int
     max_attempts: int = 3
     max_failure_rate: float = 0.01
+    max_wait: timedelta | None = None
     limits: SizeLimits
     workspace: str
     descriptions: Mapping[str, str] = field(default_factory=dict[str, str])

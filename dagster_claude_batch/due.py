@@ -20,8 +20,13 @@ from dagster_claude_batch.matching import (
     selected_is_selected,
     selected_keys,
 )
-from dagster_claude_batch.outcomes import next_max_tokens
-from dagster_claude_batch.source import PartitionSlice, find_source, select_rows
+from dagster_claude_batch.outcomes import RETRYABLE, next_max_tokens
+from dagster_claude_batch.source import (
+    PartitionSlice,
+    find_source,
+    refuse_changed_keys,
+    select_rows,
+)
 from dagster_claude_batch.warehouse import Connection, row, rows
 
 DUE: Final = "temp.claude_batch_due"
@@ -52,6 +57,7 @@ class Plan:
     def read_rows(self, slices: Sequence[PartitionSlice], *, only: str | None = None) -> None:
         """Render the source's rows into ``claude_batch_rows``, without keeping the prompts."""
         source = find_source(self.connection, self.declaration)
+        refuse_changed_keys(self.connection, self.declaration, self.registered.requests, source)
         query = select_rows(self.connection, self.declaration, source, slices, only=only)
         self.connection.execute(
             f"CREATE OR REPLACE TEMP TABLE claude_batch_rows AS "
@@ -223,7 +229,7 @@ def _choose(plan: Plan) -> None:
     out = f"""
         SELECT q.* FROM {plan.registered.requests.sql} AS q WHERE q._chunk_id IN (
             SELECT chunk_id FROM claude_batch.chunks WHERE asset = $asset
-                AND state IN (SELECT unnest($out)))
+                AND state IN (SELECT unnest($out)) AND NOT is_copy)
     """
     plan.connection.execute(
         f"""
@@ -256,17 +262,21 @@ def _choose_failed(plan: Plan) -> int:
         f"""
         CREATE OR REPLACE TEMP TABLE claude_batch_chosen AS
         WITH sent AS (
-            SELECT q.*, c.max_tokens, c.adopted FROM {plan.registered.requests.sql} AS q
+            SELECT q.*, c.max_tokens, c.adopted, c.is_copy
+            FROM {plan.registered.requests.sql} AS q
             JOIN claude_batch.chunks AS c ON c.chunk_id = q._chunk_id
-            WHERE c.materialization_id = $materialization_id
+            WHERE c.materialization_id = $materialization_id AND c.state <> 'given_up'
         )
         SELECT {our_keys_as_selected(plan.declaration, "f")}, f._partition AS partition,
             f._attempt + 1 AS attempt, f._outcome AS outcome, f.max_tokens
         FROM sent AS f
-        WHERE f._retryable AND f._attempt < $max_attempts
+        WHERE f._retryable AND f._attempt < $max_attempts AND NOT f.is_copy
             AND (f._outcome <> 'canceled' OR f.adopted) AND {in_scope("f")}
             AND NOT EXISTS (
-                SELECT 1 FROM sent AS later WHERE later._attempt > f._attempt AND {later})
+                SELECT 1 FROM sent AS later WHERE {later} AND (
+                    (later._chunk_id > f._chunk_id AND NOT later.is_copy)
+                    OR (later.is_copy AND later._outcome = 'answer'
+                        AND later._request_hash = f._request_hash)))
         """,
         {
             **plan.scope,
@@ -291,3 +301,24 @@ def _raise_max_tokens(plan: Plan) -> None:
             "WHERE outcome = $outcome AND max_tokens = $max_tokens",
             {"allowed": allowed, "outcome": outcome, "max_tokens": max_tokens},
         )
+
+
+def count_unanswered(plan: Plan) -> int:
+    """Count the rows that a halted account kept from being asked, sent in vain or not at all."""
+    names = ", ".join(f"q.{quote_identifier(name)}" for name in plan.declaration.row_key)
+    (count,) = row(
+        plan.connection,
+        f"""
+        SELECT count(*) FROM (
+            SELECT DISTINCT {names}, q._partition FROM {plan.registered.requests.sql} AS q
+            JOIN claude_batch.chunks AS c ON c.chunk_id = q._chunk_id
+            WHERE c.materialization_id = $materialization_id AND (c.state = 'planned' OR (
+                c.state = 'landed' AND q._retryable
+                AND q._outcome NOT IN (SELECT unnest($retried::VARCHAR[])))))
+        """,
+        {
+            "materialization_id": plan.materialization.materialization_id,
+            "retried": sorted(RETRYABLE),
+        },
+    )
+    return int(count)

@@ -72,8 +72,9 @@ class ColumnTypeChangedError(ClaudeBatchError):
     def __init__(self, table: str, column: str, *, is_type: str, should_be: str) -> None:
         super().__init__(
             f"Column {column!r} of {table} has the type {is_type}, but is now declared as "
-            f"{should_be}. Nothing was submitted. Alter the column yourself if its values can be "
-            "converted, give the field a new name, or move the table away to begin anew."
+            f"{should_be}. Nothing was submitted, and what is out can still be collected. Alter "
+            "the column yourself if its values can be converted, give the field a new name, or "
+            "move the table away to begin anew."
         )
 
 
@@ -145,6 +146,17 @@ class DatabaseLockedError(ClaudeBatchError):
         )
 
 
+class NoTemporarySpaceError(ClaudeBatchError):
+    """The disk has no room for what is sent or has been downloaded."""
+
+    def __init__(self, asset: str, directory: str) -> None:
+        super().__init__(
+            f"Asset {asset!r}: no room is left in the temporary directory {directory}. What could "
+            "not be written was not sent, or can be downloaded again: nothing is lost. Make room "
+            "there, or let TMPDIR name another directory, then materialize again."
+        )
+
+
 class ModelUnavailableError(ClaudeBatchError):
     """The declared model cannot serve this asset."""
 
@@ -174,6 +186,17 @@ class AccountHaltedError(ClaudeBatchError):
             f"Sending for asset {asset!r} stopped because of the account: {reason} {unsent:,} rows "
             "were not sent and no attempt was counted; what had been sent has been collected. Put "
             "the account in order (credit, spend limit, API key), then materialize again."
+        )
+
+
+class CredentialsRefusedError(ClaudeBatchError):
+    """The API does not answer these credentials when asked about batches that are out."""
+
+    def __init__(self, asset: str, reason: str) -> None:
+        super().__init__(
+            f"The API refused a question about the batches of asset {asset!r}: {reason} Nothing "
+            "was sent or cancelled, and nothing is lost: results can be collected for 29 days. "
+            "Put the credentials in order, then materialize again."
         )
 
 

@@ -1,7 +1,7 @@
 """Results → answers and failures: one transaction, which may run twice and land once."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 import pyarrow as pa
@@ -12,11 +12,13 @@ from dagster_claude_batch.chunks import Chunk
 from dagster_claude_batch.cost import batch_prices
 from dagster_claude_batch.declaration import Declaration
 from dagster_claude_batch.departed import move_to_departed
+from dagster_claude_batch.due import Plan
 from dagster_claude_batch.identifiers import quote_identifier
 from dagster_claude_batch.ledger import LedgerAsset, Materialization
 from dagster_claude_batch.matching import our_columns, ours_is_ours
-from dagster_claude_batch.outcomes import is_halt, is_retryable
-from dagster_claude_batch.tables import ANSWER_COLUMNS, FAILURE_COLUMNS
+from dagster_claude_batch.outcomes import MISSING, Absent, is_halt_of_row, is_retryable
+from dagster_claude_batch.results import STAGED
+from dagster_claude_batch.tables import ANSWER_COLUMNS, FAILURE_COLUMNS, grow_table
 from dagster_claude_batch.warehouse import Connection, rows
 
 _LANDED = "temp.claude_batch_landed"
@@ -24,42 +26,50 @@ _LANDED = "temp.claude_batch_landed"
 
 @dataclass(frozen=True)
 class Landing:
-    """Everything about one chunk that has come back."""
+    """Everything about one chunk that has come back, or never will.
+
+    ``absent`` is what requests without a result are. ``is_late``: the materialization's time is
+    over, so what it had cancelled has expired.
+    """
 
     chunk: Chunk
-    batch_id: str
-    counts: Mapping[str, int]
-    ended_at: datetime | None
-    staged: pa.Table
-    absent_as: str = "missing"
+    batch_id: str | None = None
+    counts: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(_RESULT_TYPES, 0))
+    ended_at: datetime | None = None
+    staged: pa.Table = field(default_factory=STAGED.empty_table)
+    absent: Absent = MISSING
+    is_late: bool = False
+
+
+_RESULT_TYPES = ("succeeded", "errored", "canceled", "expired")
 
 
 def counts_of(batch: MessageBatch) -> dict[str, int]:
     """The final counts by result type."""
-    return batch.request_counts.model_dump(include={"succeeded", "errored", "canceled", "expired"})
+    return batch.request_counts.model_dump(include=set(_RESULT_TYPES))
 
 
-def land(  # what came back, and where it belongs
-    connection: Connection,
-    declaration: Declaration,
-    registered: LedgerAsset,
-    materialization: Materialization,
-    landing: Landing,
-    now: datetime,
-) -> None:
+def land(plan: Plan, landing: Landing) -> None:
     """Write the outcomes of one chunk.
 
     Raises:
         LostChunkError: It has been landed before; nothing changes.
+        ColumnTypeChangedError: `output` has changed meanwhile in a way that its table cannot
+            follow; nothing changes.
     """
-    chunk = landing.chunk
-    chunks.mark_landed(connection, chunk, landing.counts, ended_at=landing.ended_at, now=now)
-    _gather(connection, declaration, registered, landing)
-    _judge_retries(connection, chunk, materialization)
-    _note_usage(connection, declaration, registered, chunk)
-    _add_earlier_attempts(connection, declaration, registered, chunk)
-    _write_answers(connection, declaration, now)
-    _write_failures(connection, declaration, now)
+    connection, declaration, chunk = plan.connection, plan.declaration, landing.chunk
+    chunks.mark_landed(connection, chunk, landing.counts, ended_at=landing.ended_at, now=plan.now)
+    _gather(connection, declaration, plan.registered, landing)
+    if landing.is_late:
+        _let_cancelled_expire(connection)
+    _judge_retries(connection, chunk, plan.materialization)
+    _uncount_halted(connection, plan.materialization)
+    _note_usage(connection, declaration, plan.registered, chunk)
+    _add_earlier_attempts(connection, declaration, plan.registered, chunk)
+    if chunk.is_copy:
+        _keep_only_what_helps(connection, declaration)
+    _write_answers(connection, declaration, plan.now)
+    _write_failures(connection, declaration, plan.now)
 
 
 def _gather(
@@ -88,12 +98,14 @@ def _gather(
     # An error, a cancellation and an expiry cost nothing. What has no line, or one that we do not
     # understand, may have cost anything.
     unbilled = "s.input_tokens IS NULL AND s.outcome <> 'unrecognized_result'"
+    absent_cost = "NULL" if landing.absent.may_be_billed else "0"
     connection.register("claude_batch_staged", landing.staged)
     connection.execute(
         f"""
         CREATE OR REPLACE TEMP TABLE claude_batch_landed AS
-        SELECT {keys}, q._ordinal, q._partition, q._request_hash, q._attempt AS _attempts,
-            s.answer, CASE WHEN s.ordinal IS NULL THEN $absent_as ELSE s.outcome END AS _error_type,
+        SELECT {keys}, q._ordinal, q._partition, q._request_hash,
+            q._attempt - $not_attempted AS _attempts,
+            s.answer, CASE WHEN s.ordinal IS NULL THEN $absent ELSE s.outcome END AS _error_type,
             CASE WHEN s.ordinal IS NULL THEN $absent_message ELSE s.error_message END
                 AS _error_message,
             false AS _retryable, s.stop_reason AS _stop_reason, s.response AS _response,
@@ -102,41 +114,39 @@ def _gather(
             coalesce(s.output_tokens, 0) AS _output_tokens,
             coalesce(s.cache_read_tokens, 0) AS _cache_read_tokens,
             coalesce(s.cache_write_tokens, 0) AS _cache_write_tokens,
-            CASE WHEN s.ordinal IS NULL THEN NULL WHEN {unbilled} THEN 0 ELSE {cost} END
+            CASE WHEN s.ordinal IS NULL THEN {absent_cost} WHEN {unbilled} THEN 0 ELSE {cost} END
                 AS _cost_usd,
-            $batch_id AS _batch_id,
-            coalesce(s.custom_id, $nonce || '-' || q._ordinal) AS _custom_id,
+            $batch_id::VARCHAR AS _batch_id,
+            coalesce(s.custom_id, $nonce::VARCHAR || '-' || q._ordinal) AS _custom_id,
             s.request_id AS _request_id
         FROM {registered.requests.sql} AS q
         LEFT JOIN claude_batch_staged AS s ON s.ordinal = q._ordinal
         WHERE q._chunk_id = $chunk_id
         """,
         {
-            "absent_as": landing.absent_as,
-            "absent_message": _ABSENT[landing.absent_as],
+            "absent": landing.absent.error_type,
+            "absent_message": landing.absent.message,
+            "not_attempted": 0 if landing.absent.is_attempt else 1,
             "model": declaration.shape.model,
             "batch_id": landing.batch_id,
-            "nonce": landing.chunk.nonce or "",
+            "nonce": landing.chunk.nonce if landing.batch_id else None,
             "chunk_id": landing.chunk.chunk_id,
         },
     )
     connection.unregister("claude_batch_staged")
 
 
-_ABSENT = {
-    "missing": "The batch has ended, but its results hold no line for this request.",
-    "results_expired": "The results were gone before they were collected.",
-}
+def _let_cancelled_expire(connection: Connection) -> None:
+    """What was cancelled because its time was over has expired: nobody wanted it cancelled."""
+    connection.execute(
+        f"UPDATE {_LANDED} SET _error_type = 'expired', _error_message = $message "
+        "WHERE _error_type = 'canceled'",
+        {"message": "It was not answered before `max_wait_hours` had passed."},
+    )
 
 
 def _judge_retries(connection: Connection, chunk: Chunk, materialization: Materialization) -> None:
     """Say for each kind of failure whether another attempt may end differently."""
-    kinds = rows(
-        connection,
-        f"SELECT DISTINCT _error_type, _error_message FROM {_LANDED} "
-        "WHERE _error_type = 'invalid_request_error'",
-    )
-    halts = [message for _, message in kinds if is_halt(message)]
     types = rows(
         connection, f"SELECT DISTINCT _error_type FROM {_LANDED} WHERE _error_type NOT NULL"
     )
@@ -150,9 +160,35 @@ def _judge_retries(connection: Connection, chunk: Chunk, materialization: Materi
         )
     ]
     connection.execute(
-        f"UPDATE {_LANDED} SET _retryable = true WHERE _error_type IN (SELECT unnest($types)) "
-        "OR (_error_type = 'invalid_request_error' AND _error_message IN (SELECT unnest($halts)))",
-        {"types": [*retryable, ""], "halts": [*halts, ""]},
+        f"UPDATE {_LANDED} SET _retryable = true WHERE _error_type IN (SELECT unnest($types))",
+        {"types": [*retryable, ""]},
+    )
+
+
+def _uncount_halted(connection: Connection, materialization: Materialization) -> None:
+    """Take back the attempts of rows that were refused because of the account, and note why."""
+    kinds = rows(
+        connection,
+        f"SELECT DISTINCT _error_type, _error_message FROM {_LANDED} WHERE _stop_reason IS NULL "
+        "AND _error_type NOT NULL AND _error_message NOT NULL",
+    )
+    halts = [(kind, message) for kind, message in kinds if is_halt_of_row(kind, message)]
+    for kind, message in halts:
+        connection.execute(
+            f"UPDATE {_LANDED} SET _retryable = true, _attempts = _attempts - 1 "
+            "WHERE _error_type = $kind AND _error_message = $message",
+            {"kind": kind, "message": message},
+        )
+    if halts:
+        ledger.note_halt(connection, materialization.materialization_id, halts[0][1])
+
+
+def _keep_only_what_helps(connection: Connection, declaration: Declaration) -> None:
+    """Of a second copy, only answers matter, and only to rows that have none."""
+    same = ours_is_ours(declaration, "here", "l")
+    connection.execute(
+        f"DELETE FROM {_LANDED} AS l WHERE _error_type IS NOT NULL OR EXISTS "
+        f"(SELECT 1 FROM {declaration.answers.sql} AS here WHERE {same})"
     )
 
 
@@ -184,7 +220,7 @@ def _add_earlier_attempts(
     connection: Connection, declaration: Declaration, registered: LedgerAsset, chunk: Chunk
 ) -> None:
     """Let each row carry the usage of all its attempts in the materialization."""
-    if chunk.attempt == 1:
+    if chunk.attempt == 1 and not chunk.is_copy:
         return
     names = [quote_identifier(name) for name in declaration.row_key]
     keys = ", ".join(f"q.{name}" for name in names)
@@ -208,6 +244,11 @@ def _add_earlier_attempts(
 
 def _write_answers(connection: Connection, declaration: Declaration, now: datetime) -> None:
     """Replace what was known of the answered rows by their answers."""
+    grow_table(
+        connection,
+        declaration.answers,
+        {column.name: column.type for column in declaration.output.columns},
+    )
     same = ours_is_ours(declaration, "here", "l")
     for table in (declaration.answers.sql, declaration.failures.sql):
         connection.execute(

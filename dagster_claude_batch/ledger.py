@@ -56,6 +56,10 @@ _MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
             asset VARCHAR, partition VARCHAR, row_key VARCHAR, request_hash VARCHAR,
             answer VARCHAR, departed_at TIMESTAMP WITH TIME ZONE)""",
     ),
+    (
+        "ALTER TABLE claude_batch.materializations ADD COLUMN halted_because VARCHAR",
+        "ALTER TABLE claude_batch.chunks ADD COLUMN is_copy BOOLEAN DEFAULT false",
+    ),
 )
 
 VERSION: Final = len(_MIGRATIONS)
@@ -85,7 +89,11 @@ class MaterializationConfig:
 
 @dataclass(frozen=True)
 class Materialization:
-    """One asking for a set of partitions; ``(None,)`` for an asset without partitions."""
+    """One asking for a set of partitions; ``(None,)`` for an asset without partitions.
+
+    ``halted_because`` is what the API said of the account when it refused rows already sent;
+    until another run attaches, nothing more is sent.
+    """
 
     materialization_id: str
     partitions: tuple[str | None, ...]
@@ -93,6 +101,7 @@ class Materialization:
     config: MaterializationConfig
     model_max_tokens: int | None
     started_at: datetime
+    halted_because: str | None = None
 
 
 def open_ledger(connection: Connection, now: datetime) -> None:
@@ -210,12 +219,12 @@ def claim_chunks(connection: Connection, registered: LedgerAsset, count: int) ->
 
 
 _MATERIALIZATION: Final = (
-    "materialization_id, partitions, state, config, model_max_tokens, started_at"
+    "materialization_id, partitions, state, config, model_max_tokens, started_at, halted_because"
 )
 
 
 def _materialization(values: tuple[Any, ...]) -> Materialization:
-    identity, partitions, state, config, model_max_tokens, started_at = values
+    identity, partitions, state, config, model_max_tokens, started_at, halted_because = values
     return Materialization(
         identity,
         tuple(partitions) or (None,),
@@ -223,6 +232,7 @@ def _materialization(values: tuple[Any, ...]) -> Materialization:
         MaterializationConfig(**json.loads(config)),
         model_max_tokens,
         started_at,
+        halted_because,
     )
 
 
@@ -272,8 +282,9 @@ def open_materialization(
     """Begin a materialization."""
     opened = Materialization(str(uuid.uuid4()), tuple(partitions), "open", config, None, now)
     connection.execute(
-        "INSERT INTO claude_batch.materializations VALUES ($materialization_id, $asset, "
-        "$partitions::VARCHAR[], 'open', $config, NULL, $now, NULL)",
+        "INSERT INTO claude_batch.materializations (materialization_id, asset, partitions, state, "
+        "config, started_at) VALUES ($materialization_id, $asset, $partitions::VARCHAR[], 'open', "
+        "$config, $now)",
         {
             "materialization_id": opened.materialization_id,
             "asset": asset,
@@ -319,14 +330,15 @@ def unlanded_materializations(connection: Connection, asset: str) -> list[Materi
     return [_materialization(values) for values in found]
 
 
-def runs_of(connection: Connection, materialization_id: str) -> set[str]:
-    """Ids of the runs that have worked on a materialization, or are going to."""
+def runs_of(connection: Connection, materialization_id: str) -> list[str]:
+    """Ids of the runs that have worked on a materialization, or are going to, oldest first."""
     found = rows(
         connection,
-        "SELECT run_id FROM claude_batch.runs WHERE materialization_id = $materialization_id",
+        "SELECT run_id FROM claude_batch.runs WHERE materialization_id = $materialization_id "
+        "ORDER BY attached_at",
         {"materialization_id": materialization_id},
     )
-    return {str(run_id) for (run_id,) in found}
+    return [str(run_id) for (run_id,) in found]
 
 
 def end_materialization(
@@ -352,4 +364,14 @@ def note_model_limit(connection: Connection, materialization_id: str, max_tokens
         "UPDATE claude_batch.materializations SET model_max_tokens = $max_tokens "
         "WHERE materialization_id = $materialization_id",
         {"max_tokens": max_tokens, "materialization_id": materialization_id},
+    )
+
+
+def note_halt(connection: Connection, materialization_id: str, reason: str | None) -> None:
+    """Keep why the account was halted, or with None forget it, for somebody tries again."""
+    connection.execute(
+        "UPDATE claude_batch.materializations SET halted_because = $reason "
+        "WHERE materialization_id = $materialization_id "
+        "AND halted_because IS DISTINCT FROM $reason",
+        {"reason": reason, "materialization_id": materialization_id},
     )

@@ -1,5 +1,6 @@
 """What a result means: an answer, or a failure that is worth another attempt or not."""
 
+from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias, get_args
 
 ResultType: TypeAlias = Literal["succeeded", "errored", "canceled", "expired"]
@@ -47,6 +48,38 @@ RETRYABLE: Final = frozenset(
 )
 """Failures that the same request may not meet again."""
 
+
+@dataclass(frozen=True)
+class Absent:
+    """What becomes of a request without a result.
+
+    ``may_be_billed`` where nobody can know its cost; ``is_attempt`` unless it was never sent.
+    """
+
+    error_type: str
+    message: str
+    may_be_billed: bool = True
+    is_attempt: bool = True
+
+
+MISSING: Final = Absent(
+    "missing", "The batch has ended, but its results hold no line for this request."
+)
+RESULTS_EXPIRED: Final = Absent(
+    "results_expired", "The results were gone before they were collected."
+)
+TOO_LARGE: Final = Absent(
+    "request_too_large",
+    "The API refused this request alone as too large.",
+    may_be_billed=False,
+)
+NOT_SENT: Final = Absent(
+    "expired",
+    "It could not be sent before `max_wait_hours` had passed.",
+    may_be_billed=False,
+    is_attempt=False,
+)
+
 HALT_MESSAGES: Final = ("credit balance is too low", "usage limit", "spend limit")
 """Words of the API's messages that concern the account, whatever the error type says."""
 
@@ -55,6 +88,11 @@ def is_halt(message: str | None) -> bool:
     """Whether an error message says that the account, not the request, is at fault."""
     text = (message or "").lower()
     return any(words in text for words in HALT_MESSAGES)
+
+
+def is_halt_of_row(error_type: str | None, message: str | None) -> bool:
+    """Whether a row was refused for the account's sake: that was no attempt."""
+    return error_type == "billing_error" or is_halt(message)
 
 
 def failure_of_stop_reason(stop_reason: str | None) -> str | None:

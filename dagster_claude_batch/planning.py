@@ -1,7 +1,7 @@
 """Joining or beginning a materialization, and putting what is due into chunks."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
 
@@ -10,6 +10,7 @@ from dagster_claude_batch.chunking import SizeLimits, into_chunks
 from dagster_claude_batch.chunks import (
     Chunk,
     adopt_chunks,
+    dissolve_cancelled,
     insert_chunk,
     planned_chunk,
     resize_chunk,
@@ -58,15 +59,20 @@ class RunIdentity:
     retry_of: str | None = None
 
 
-def attach(  # what a run is, what it wants and when
+def attach(
     connection: Connection,
     declaration: Declaration,
     run: RunIdentity,
     slices: Sequence[PartitionSlice],
     config: MaterializationConfig,
+    *,
     now: datetime,
+    is_given_up: Callable[[Sequence[str]], bool] = lambda _: False,
 ) -> list[Materialization]:
     """Find what the run works on; join what is open for its partitions, and begin the rest.
+
+    An open materialization whose runs, in the order in which they came to work on it,
+    ``is_given_up`` says were cancelled is not joined but cancelled; what it has out is taken over.
 
     Raises:
         MaterializationDoneError: The run is an automatic retry, and there is nothing left to do.
@@ -76,7 +82,9 @@ def attach(  # what a run is, what it wants and when
     ledger.open_ledger(connection, now)
     known = _known_to_the_ledger(connection, declaration, run)
     if not known:
-        known = _join_or_open(connection, declaration, slices, config, now)
+        known = _join_or_open(
+            connection, declaration, slices, config, now=now, is_given_up=is_given_up
+        )
     ledger.attach_run(connection, declaration.asset, run.run_id, known, now)
     return known
 
@@ -99,17 +107,25 @@ def _join_or_open(
     declaration: Declaration,
     slices: Sequence[PartitionSlice],
     config: MaterializationConfig,
+    *,
     now: datetime,
+    is_given_up: Callable[[Sequence[str]], bool],
 ) -> list[Materialization]:
     source = find_source(connection, declaration)
     registered = prepare_tables(connection, declaration, source)
     ledger.claim_chunks(connection, registered, 0)
     wanted = {part.key for part in slices}
-    joined = [
-        each
-        for each in ledger.open_materializations(connection, declaration.asset)
-        if wanted.intersection(each.partitions)
-    ]
+    joined: list[Materialization] = []
+    for each in ledger.open_materializations(connection, declaration.asset):
+        if not wanted.intersection(each.partitions):
+            continue
+        identity = each.materialization_id
+        if is_given_up(ledger.runs_of(connection, identity)):
+            ledger.end_materialization(connection, identity, "cancelled", now)
+            dissolve_cancelled(connection, registered)
+        else:
+            ledger.note_halt(connection, identity, None)
+            joined.append(replace(each, halted_because=None))
     taken = {key for each in joined for key in each.partitions}
     left = [part for part in slices if part.key not in taken]
     if not left:

@@ -5,9 +5,9 @@ from anthropic.types import ModelInfo
 
 from dagster_claude_batch import ledger
 from dagster_claude_batch.declaration import Declaration
-from dagster_claude_batch.errors import ModelUnavailableError
+from dagster_claude_batch.errors import CredentialsRefusedError, ModelUnavailableError
 from dagster_claude_batch.ledger import Materialization
-from dagster_claude_batch.workbench import Workbench
+from dagster_claude_batch.workbench import Workbench, is_passing
 
 
 def check_model(bench: Workbench, materialization: Materialization) -> None:
@@ -17,14 +17,18 @@ def check_model(bench: Workbench, materialization: Materialization) -> None:
 
     Raises:
         ModelUnavailableError: It does not, or cannot. The materialization is closed.
+        CredentialsRefusedError: It may not be asked with these credentials.
     """
     if materialization.model_max_tokens is not None:
         return
     model = bench.declaration.shape.model
     try:
         found = bench.claude.model(model)
-    except anthropic.APIConnectionError as error:
-        bench.log.warning("The model could not be checked (%s); going on.", error)
+    except anthropic.APIError as error:
+        if not is_passing(error):
+            bench.close(materialization, if_unsent=True)
+            raise CredentialsRefusedError(bench.declaration.asset, str(error)) from error
+        bench.log.warning("The model could not be checked (%s); going on.", type(error).__name__)
         return
     problem = _problem_with(found, bench.declaration)
     if problem is not None:

@@ -1,41 +1,43 @@
-"""Which chunks are sent when: the window, what is in the way, and what is in doubt."""
+"""Which chunks are sent when: the window, what is in the way, and how long to be patient."""
 
+import itertools
+import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from typing import Final
 
-from anthropic.types.messages import MessageBatch
-
-from dagster_claude_batch import chunks
+from dagster_claude_batch import chunks, resending
 from dagster_claude_batch.chunks import Chunk
-from dagster_claude_batch.errors import AccountHaltedError, SubmissionRefusedError
+from dagster_claude_batch.doubt import LATEST_END, settled_at
+from dagster_claude_batch.errors import AccountHaltedError, LostChunkError, SubmissionRefusedError
+from dagster_claude_batch.landing import Landing, land
 from dagster_claude_batch.ledger import Materialization
+from dagster_claude_batch.outcomes import TOO_LARGE
 from dagster_claude_batch.planning import replan
 from dagster_claude_batch.preflight import check_model
+from dagster_claude_batch.reconciling import record
 from dagster_claude_batch.submission import (
     Body,
     Created,
-    Found,
     InDoubt,
     NotCreated,
-    NotFound,
+    Sent,
     Spooled,
-    Unsettled,
     post,
-    reconcile,
     spool,
 )
 from dagster_claude_batch.warehouse import Connection
-from dagster_claude_batch.workbench import LATEST_END, Outstanding, Workbench, asset_of
+from dagster_claude_batch.workbench import Findings, Outstanding, Workbench, asset_of
 
+SHORT_PAUSE: Final = timedelta(seconds=30)
+"""The longest single pause that a run makes; a longer one is made in the queue."""
 
-@dataclass
-class Progress:
-    """How far sending came: stopped by ``not_before``, or to be looked at ``again``."""
+PATIENCE: Final = timedelta(minutes=2)
+"""How long one run pauses in all, before it leaves the waiting to the queue."""
 
-    moved: bool = False
-    again: bool = False
-    not_before: datetime | None = None
+_BUSY: Final = timedelta(minutes=5)
+"""When to try again where the API does not say."""
 
 
 @dataclass
@@ -44,60 +46,37 @@ class Sender:
 
     bench: Workbench
     is_announced: bool = False
+    patience: timedelta = PATIENCE
 
-    def reconcile(self, work: Sequence[Outstanding]) -> tuple[bool, datetime | None]:
-        """Settle what is in doubt: whether something was, and until when something is not."""
-        doubtful = [chunk for each in work for chunk in each.in_state("sending")]
-        if not doubtful:
-            return False, None
-        known = self.bench.warehouse.transact(chunks.known_batches)
-        unsettled: list[datetime] = []
-        for chunk in doubtful:
-            match reconcile(self.bench.claude, chunk, known=known, now=self.bench.claude.now()):
-                case Found(batch):
-                    self._record(chunk, batch)
-                    known.add(batch.id)
-                case NotFound():
-                    self._unsend(chunk)
-                case Unsettled(until):
-                    unsettled.append(until)
-        return len(unsettled) < len(doubtful), min(unsettled, default=None)
-
-    def _record(self, chunk: Chunk, batch: MessageBatch) -> None:
-        now = self.bench.claude.now()
-        self.bench.warehouse.transact(
-            lambda connection: chunks.mark_submitted(connection, chunk, batch.id, now)
-        )
-
-    def _unsend(self, chunk: Chunk) -> None:
-        self.bench.warehouse.transact(lambda connection: chunks.mark_unsent(connection, chunk))
-
-    def send(self, work: Sequence[Outstanding]) -> Progress:
-        """Send what fits into the window."""
-        progress = Progress()
+    def send(self, work: Sequence[Outstanding]) -> Findings:
+        """Send what fits into the window; ``again_at`` is when more may be accepted."""
+        findings = Findings()
         for each in work:
-            planned = each.in_state("planned") if each.is_open else []
+            planned = each.in_state("planned") if each.may_send else []
             if planned and not self.is_announced:
                 check_model(self.bench, each.materialization)
-            while planned and not progress.again:
+            while planned and not findings.moved:
                 spooled = self._spool(each.materialization, planned)
                 if spooled is None:
-                    return progress
+                    return findings
                 with spooled:
-                    self._send_bodies(each, spooled.bodies, progress)
+                    self._send_bodies(each, spooled.bodies, findings)
+                if findings.again_at is not None:
+                    return findings
                 for chunk in spooled.stale:
                     self._replan(each.materialization, chunk)
-                    progress.again = True
-                if progress.not_before is not None:
-                    return progress
+                    findings.moved = True
                 planned = planned[len(spooled.bodies) + len(spooled.stale) :]
-        return progress
+        return findings
 
     def _spool(self, materialization: Materialization, planned: Sequence[Chunk]) -> Spooled | None:
         """Prepare as many chunks as the window has room for; None when it has none."""
         slices = self.bench.slices_of(materialization.partitions)
+        made: list[Spooled] = []
 
         def work(connection: Connection) -> Spooled | None:
+            while made:
+                made.pop().close()  # of a transaction that lost against another one
             room = self._room(connection)
             fitting: list[Chunk] = []
             for chunk in planned:
@@ -108,9 +87,15 @@ class Sender:
             if not fitting:
                 return None
             at = asset_of(connection, self.bench.declaration.asset)
-            return spool(connection, self.bench.declaration, at, fitting, slices)
+            made.append(spool(connection, self.bench.declaration, at, fitting, slices))
+            return made[-1]
 
-        return self.bench.warehouse.transact(work)
+        try:
+            return self.bench.warehouse.transact(work)
+        except BaseException:
+            for each in made:
+                each.close()
+            raise
 
     def _room(self, connection: Connection) -> int:
         out = chunks.in_flight(connection, self.bench.declaration.workspace)
@@ -124,22 +109,27 @@ class Sender:
     def _replan(self, materialization: Materialization, chunk: Chunk) -> None:
         slices = self.bench.slices_of(materialization.partitions)
         self.bench.log.info("Rows of a planned chunk have changed; planning it anew.")
-        self.bench.warehouse.transact(
-            lambda connection: replan(self.bench.plan(connection, materialization), chunk, slices)
-        )
+        try:
+            self.bench.warehouse.transact(
+                lambda connection: replan(
+                    self.bench.plan(connection, materialization), chunk, slices
+                )
+            )
+        except LostChunkError:
+            self.bench.log.info("Another run has sent it meanwhile.")
 
     def _send_bodies(
-        self, outstanding: Outstanding, bodies: Sequence[Body], progress: Progress
+        self, outstanding: Outstanding, bodies: Sequence[Body], findings: Findings
     ) -> None:
+        """Send bodies until something changes what is to be sent, or is in the way."""
         for body in bodies:
             self._announce(outstanding.materialization)
             chunk = self._intend(body)
             if chunk is None:
-                progress.again = True
+                findings.moved = True
                 return
-            progress.not_before = self._post(outstanding, chunk, body)
-            progress.moved = True
-            if progress.not_before is not None:
+            self._send(outstanding, replace(body, chunk=chunk), findings)
+            if findings.moved or findings.again_at is not None:
                 return
 
     def _announce(self, materialization: Materialization) -> None:
@@ -153,7 +143,7 @@ class Sender:
         self.is_announced = True
 
     def _intend(self, body: Body) -> Chunk | None:
-        """Write down that the chunk is about to be sent; None when there is no room any more."""
+        """Write down that the chunk is about to be sent; None if it cannot be any more."""
         now = self.bench.claude.now()
 
         def work(connection: Connection) -> bool:
@@ -171,29 +161,92 @@ class Sender:
             )
             return True
 
-        return body.chunk if self.bench.warehouse.transact(work) else None
+        try:
+            fits = self.bench.warehouse.transact(work)
+        except LostChunkError:
+            return None  # another run has sent it, or cancelled its materialization
+        if not fits:
+            return None
+        return replace(body.chunk, state="sending", nonce=body.nonce, sending_at=now)
 
-    def _post(self, outstanding: Outstanding, chunk: Chunk, body: Body) -> datetime | None:
-        """Send a body; until when nothing more may be sent, if something is in the way."""
-        match post(self.bench.claude, body):
+    def _send(self, outstanding: Outstanding, body: Body, findings: Findings) -> None:
+        """Send a body, and note what came of it."""
+        chunk = body.chunk
+        match self._post(body):
             case Created(batch):
-                self._record(chunk, batch)
+                record(self.bench, chunk, batch)
                 self.bench.log.info(
                     "Submitted batch %s: %s requests.", batch.id, f"{chunk.requests:,}"
                 )
-                return None
             case InDoubt(reason):
                 self.bench.log.warning("Nobody knows yet whether a batch was created (%s).", reason)
-                return self.bench.claude.now() + timedelta(
-                    seconds=self.bench.claude.timeout_seconds
-                )
-            case NotCreated(reason, retry_after=timedelta() as pause):
+                now = self.bench.claude.now()
+                findings.wait_until(settled_at(self.bench.claude, replace(chunk, sending_at=now)))
+            case NotCreated(reason, "too_large"):
+                self.bench.log.warning("A chunk is too large and is split (%s).", reason)
+                self._split(outstanding.materialization, chunk)
+                findings.moved = True
+            case NotCreated(reason, "halted" | "refused" as because):
+                self._unsend(chunk)
+                again_at = self._refused(outstanding, chunk, reason, is_halt=because == "halted")
+                findings.wait_until(again_at)
+            case NotCreated(reason, retry_after=pause):
                 self._unsend(chunk)
                 self.bench.log.warning("A batch was not accepted for now (%s).", reason)
-                return self.bench.claude.now() + pause
-            case NotCreated(reason, is_halt=is_halt):
-                self._unsend(chunk)
-                return self._refused(outstanding, chunk, reason, is_halt=is_halt)
+                findings.wait_until(self.bench.claude.now() + (pause or _BUSY))
+
+    def _post(self, body: Body) -> Sent:
+        """Post a body; again after short pauses, while it surely has not arrived."""
+        for attempt in itertools.count():
+            sent = post(self.bench.claude, body)
+            pause = _pause_after(sent, attempt)
+            if pause is None or pause > self.patience:
+                return sent
+            self.patience -= pause
+            self.bench.log.info("Trying again in %.0f s.", pause.total_seconds())
+            self.bench.sleep(pause.total_seconds())
+            if not self._is_still_ours(body.chunk):
+                return InDoubt("another run has taken the chunk over")
+        raise AssertionError  # pragma: no cover  # counting never ends
+
+    def _is_still_ours(self, chunk: Chunk) -> bool:
+        now = self.bench.claude.now()
+        try:
+            self.bench.warehouse.transact(
+                lambda connection: chunks.mark_sending_again(connection, chunk, now)
+            )
+        except LostChunkError:
+            return False
+        return True
+
+    def _unsend(self, chunk: Chunk) -> None:
+        """Plan a chunk again that surely was not created, if anybody still wants it."""
+        asset = self.bench.declaration.asset
+
+        def work(connection: Connection) -> None:
+            chunks.mark_unsent(connection, chunk)
+            chunks.dissolve_cancelled(connection, asset_of(connection, asset))
+
+        try:
+            self.bench.warehouse.transact(work)
+        except LostChunkError:
+            self.bench.log.info("Another run has taken the chunk over.")
+
+    def _split(self, materialization: Materialization, chunk: Chunk) -> None:
+        """Halve a chunk; one request that is too large by itself fails."""
+
+        def work(connection: Connection) -> None:
+            plan = self.bench.plan(connection, materialization)
+            if chunk.requests > 1:
+                resending.split(plan, chunk)
+                chunks.dissolve_cancelled(connection, plan.registered)
+            else:
+                land(plan, Landing(chunk, absent=TOO_LARGE))
+
+        try:
+            self.bench.warehouse.transact(work)
+        except LostChunkError:
+            self.bench.log.info("Another run has taken the chunk over.")
 
     def _refused(
         self, outstanding: Outstanding, chunk: Chunk, reason: str, *, is_halt: bool
@@ -209,3 +262,14 @@ class Sender:
             unsent = sum(each.requests for each in now.in_state("planned"))
             raise AccountHaltedError(asset, reason, unsent=unsent)
         raise SubmissionRefusedError(asset, chunk.chunk_id, chunk.requests, reason)
+
+
+def _pause_after(sent: Sent, attempt: int) -> timedelta | None:
+    """How long to wait before the same body is posted once more; None if it is not."""
+    match sent:
+        case NotCreated(because="unreachable"):
+            return timedelta(seconds=random.uniform(0.5, 1) * 2 ** min(attempt, 5))  # noqa: S311  # jitter, no secret
+        case NotCreated(because="busy", retry_after=timedelta() as pause) if pause <= SHORT_PAUSE:
+            return pause
+        case _:
+            return None

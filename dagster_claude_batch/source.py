@@ -9,7 +9,12 @@ from typing import Final
 import duckdb
 
 from dagster_claude_batch.declaration import Declaration
-from dagster_claude_batch.errors import DeclarationError, MissingColumnError, SourceNotFoundError
+from dagster_claude_batch.errors import (
+    ColumnTypeChangedError,
+    DeclarationError,
+    MissingColumnError,
+    SourceNotFoundError,
+)
 from dagster_claude_batch.identifiers import quote_identifier
 from dagster_claude_batch.matching import selected_is_selected
 from dagster_claude_batch.prompt import hash_sql
@@ -94,6 +99,8 @@ def find_source(connection: Connection, declaration: Declaration) -> SourceTable
     for relation in relations:
         try:
             source = SourceTable(relation, columns_of(connection, relation))
+        except (duckdb.InterruptException, duckdb.ConnectionException, duckdb.FatalException):
+            raise  # the connection's trouble, not the source's
         except duckdb.Error as error:
             problem = problem or str(error)
         else:
@@ -122,6 +129,21 @@ def include_types(declaration: Declaration, source: SourceTable) -> dict[str, st
     """Name and type of the `include` columns, as declared."""
     asset = declaration.asset
     return {name: source.type_of(asset, "include", name) for name in declaration.include}
+
+
+def refuse_changed_keys(
+    connection: Connection, declaration: Declaration, ours: TableName, source: SourceTable
+) -> None:
+    """Check that the source's rows can still be told by the keys that were planned.
+
+    Raises:
+        ColumnTypeChangedError: A key column has another type now.
+    """
+    known = {name.casefold(): kind for name, kind in columns_of(connection, ours.sql).items()}
+    for name, kind in row_key_types(declaration, source).items():
+        if known.get(name.casefold(), kind) != kind:
+            is_type = known[name.casefold()]
+            raise ColumnTypeChangedError(str(ours), name, is_type=is_type, should_be=kind)
 
 
 def select_rows(

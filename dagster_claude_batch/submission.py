@@ -1,12 +1,13 @@
-"""Chunk → batch: write down the intent, send, record; and find out what is in doubt."""
+"""Chunk → batch: the body, the one call that creates it, and what its answer means."""
 
+import errno
 import hashlib
 import itertools
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
-from typing import IO, Any, Final, Self, TypeAlias, cast
+from datetime import timedelta
+from typing import IO, Any, Final, Literal, Self, TypeAlias, cast
 
 import anthropic
 import httpx2
@@ -16,21 +17,21 @@ from anthropic.types.messages import MessageBatch
 from dagster_claude_batch import chunks
 from dagster_claude_batch.chunks import Chunk
 from dagster_claude_batch.declaration import Declaration
+from dagster_claude_batch.errors import NoTemporarySpaceError
 from dagster_claude_batch.ledger import LedgerAsset
 from dagster_claude_batch.matching import our_keys_as_selected, selected_is_selected
 from dagster_claude_batch.outcomes import is_halt
 from dagster_claude_batch.resource import ClaudeBatchResource
-from dagster_claude_batch.source import PartitionSlice, find_source, select_rows
+from dagster_claude_batch.source import (
+    PartitionSlice,
+    find_source,
+    refuse_changed_keys,
+    select_rows,
+)
 from dagster_claude_batch.warehouse import Connection, read_arrow, values_of
 
 MAX_SPOOLED_BYTES: Final = 512_000_000
 """Bodies that wait on disk at the same time."""
-
-CLOCK_SKEW: Final = timedelta(minutes=5)
-"""How far our clock and the API's may disagree about when a batch was created."""
-
-SETTLING: Final = timedelta(minutes=5)
-"""How long a batch may take to show up in `list` before we believe that there is none."""
 
 _CHOSEN: Final = "temp.claude_batch_sent"
 
@@ -60,6 +61,10 @@ class Spooled:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let the bodies go."""
         for body in self.bodies:
             body.file.close()
 
@@ -73,11 +78,15 @@ class Created:
 
 @dataclass(frozen=True)
 class NotCreated:
-    """The batch surely does not exist. ``retry_after`` where it may be sent again."""
+    """The batch surely does not exist, and why.
+
+    ``unreachable`` was not heard at all, ``busy`` may be asked again after ``retry_after``,
+    ``too_large`` has to be split; ``halted`` is the account's fault, ``refused`` the batch's.
+    """
 
     reason: str
+    because: Literal["unreachable", "busy", "too_large", "halted", "refused"]
     retry_after: timedelta | None = None
-    is_halt: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,13 +114,37 @@ def spool(
     Stops at `MAX_SPOOLED_BYTES`, after one chunk at the least.
 
     Raises:
-        SourceNotFoundError, MissingColumnError: The source has gone or changed; the chunks stay
-            planned.
+        SourceNotFoundError, MissingColumnError, ColumnTypeChangedError: The source has gone or
+            changed; the chunks stay planned.
+        NoTemporarySpaceError: The bodies do not fit on the disk; the chunks stay planned.
     """
     sizes = itertools.accumulate(chunk.bytes for chunk in chunks)
     wave = [c for c, used in zip(chunks, sizes, strict=True) if used <= MAX_SPOOLED_BYTES]
     spools = {chunk.chunk_id: _Spool(chunk) for chunk in wave or chunks[:1]}
+    try:
+        _write_all(connection, declaration, registered, slices, spools)
+    except BaseException as error:
+        for each in spools.values():
+            each.discard()
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise NoTemporarySpaceError(declaration.asset, tempfile.gettempdir()) from error
+        raise
+    return Spooled(
+        [each.finish() for each in spools.values() if each.is_fresh],
+        [each.discard() for each in spools.values() if not each.is_fresh],
+    )
+
+
+def _write_all(
+    connection: Connection,
+    declaration: Declaration,
+    registered: LedgerAsset,
+    slices: Sequence[PartitionSlice],
+    spools: Mapping[int, "_Spool"],
+) -> None:
+    """Write the bodies, those of one `max_tokens` in one query."""
     source = find_source(connection, declaration)
+    refuse_changed_keys(connection, declaration, registered.requests, source)
     for max_tokens, group in itertools.groupby(
         sorted(spools.values(), key=lambda each: each.chunk.max_tokens),
         key=lambda each: each.chunk.max_tokens,
@@ -142,10 +175,6 @@ def spool(
         )
         for batch in lines:
             _distribute(batch, spools)
-    return Spooled(
-        [each.finish() for each in spools.values() if each.is_fresh],
-        [each.discard() for each in spools.values() if not each.is_fresh],
-    )
 
 
 def _choose(
@@ -236,7 +265,7 @@ def post(claude: ClaudeBatchResource, body: Body) -> Sent:
         return _refusal(error)
     except anthropic.APIConnectionError as error:
         if isinstance(error.__cause__, _NEVER_SENT):
-            return NotCreated(f"{error.__cause__}", retry_after=timedelta(minutes=1))
+            return NotCreated(f"{error.__cause__}", "unreachable")
         return InDoubt(f"{type(error.__cause__).__name__}: {error.__cause__}")
 
 
@@ -248,121 +277,52 @@ _NEVER_SENT: Final = (
 )
 """Errors from before the first byte of the body left."""
 
-_TIMEOUT, _CONFLICT, _TOO_MANY = 408, 409, 429
+_TIMEOUT, _CONFLICT, _TOO_LARGE, _TOO_MANY, _SERVER = 408, 409, 413, 429, 500
 _HALTING: Final = frozenset({401, 402, 403})
 _SPEND_LIMITS: Final = frozenset({"enforced_spend_limit_reached", "contract_spend_limit_reached"})
 
 
 def _refusal(error: anthropic.APIStatusError) -> Sent:
     """Tell what an error status means for a create."""
-    reason = f"{error.status_code} {error.api_message or error.message}"
-    if error.status_code in {_TIMEOUT, _CONFLICT} or error.status_code >= 500:  # noqa: PLR2004  # HTTP
+    status, message = error.status_code, error.api_message or ""
+    reason = f"{status} {_shown(message) or type(error).__name__}"
+    if status in {_TIMEOUT, _CONFLICT} or status >= _SERVER:
         return InDoubt(reason)
-    if error.status_code == _TOO_MANY and error.error_code not in _SPEND_LIMITS:
-        return NotCreated(reason, retry_after=_retry_after(error))
-    halted = error.status_code in {*_HALTING, _TOO_MANY} or is_halt(error.api_message)
-    return NotCreated(reason, is_halt=halted)
+    if status == _TOO_LARGE:
+        return NotCreated(reason, "too_large")
+    if status in _HALTING or error.error_code in _SPEND_LIMITS or is_halt(message):
+        return NotCreated(reason, "halted")
+    if status == _TOO_MANY:
+        return NotCreated(reason, "busy", _retry_after(error))
+    return NotCreated(reason, "refused")
 
 
-def _retry_after(error: anthropic.APIStatusError) -> timedelta:
+def _shown(message: str) -> str:
+    """A message of the API as one line; what stands between may answer with a whole page."""
+    return " ".join(message.split())[:_SHOWN_CHARACTERS]
+
+
+_SHOWN_CHARACTERS: Final = 500
+
+
+def _retry_after(error: anthropic.APIStatusError) -> timedelta | None:
     try:
         seconds = float(error.response.headers.get("retry-after", ""))
     except ValueError:
-        seconds = 60.0
-    return timedelta(seconds=max(1.0, seconds))
+        return None
+    return timedelta(seconds=min(max(1.0, seconds), _LONGEST_PAUSE.total_seconds()))
 
 
-# --- doubt ----------------------------------------------------------------------------------
+_LONGEST_PAUSE: Final = timedelta(hours=1)
 
 
-@dataclass(frozen=True)
-class Found:
-    """The batch of a chunk in doubt."""
-
-    batch: MessageBatch
-
-
-@dataclass(frozen=True)
-class NotFound:
-    """There is no such batch."""
-
-
-@dataclass(frozen=True)
-class Unsettled:
-    """It cannot be told before ``until``."""
-
-    until: datetime
-
-
-Verdict: TypeAlias = Found | NotFound | Unsettled
-
-
-def reconcile(
-    claude: ClaudeBatchResource,
-    chunk: Chunk,
-    *,
-    known: set[str],
-    now: datetime,
-) -> Verdict:
-    """Look for the batch of a chunk whose sending is in doubt.
-
-    Candidates were created around the sending, are unknown to the ledger and have the chunk's
-    number of requests. One that has ended proves itself by the nonce in its custom ids; one
-    still running is waited for.
-    """
-    if chunk.sending_at is None:
-        return NotFound()
-    sent_until = chunk.sending_at + timedelta(seconds=claude.timeout_seconds)
-    if now < sent_until:
-        return Unsettled(sent_until)
-    candidates = _candidates(
-        claude.list(),
-        size=chunk.requests,
-        after=chunk.sending_at - CLOCK_SKEW,
-        before=sent_until + CLOCK_SKEW,
-        known=known,
-    )
-    running = False
-    for batch in candidates:
-        if batch.processing_status != "ended":
-            running = True
-        elif _nonce_of(claude, batch) == chunk.nonce:
-            return Found(batch)
-    if running:
-        return Unsettled(now + timedelta(seconds=claude.poll_interval_seconds))
-    settled = sent_until + SETTLING
-    return Unsettled(settled) if now < settled else NotFound()
-
-
-def _candidates(
-    batches: Iterable[MessageBatch],
-    *,
-    size: int,
-    after: datetime,
-    before: datetime,
-    known: set[str],
-) -> list[MessageBatch]:
-    recent = itertools.takewhile(lambda batch: batch.created_at >= after, batches)
-    return [
-        batch
-        for batch in recent
-        if batch.created_at <= before and batch.id not in known and size_of(batch) == size
-    ]
+# --- what a batch shows ---------------------------------------------------------------------
 
 
 def size_of(batch: MessageBatch) -> int:
     """How many requests a batch has: the sum of its counts, whatever its status."""
     counts = batch.request_counts
     return counts.processing + counts.succeeded + counts.errored + counts.canceled + counts.expired
-
-
-def _nonce_of(claude: ClaudeBatchResource, batch: MessageBatch) -> str | None:
-    """Read the nonce from the first result line; None where there are no results."""
-    if not batch.results_url:
-        return None
-    for result in claude.results(batch.id):
-        return nonce_in(result.custom_id)
-    return None
 
 
 def nonce_in(custom_id: str) -> str:

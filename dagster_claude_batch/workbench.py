@@ -1,23 +1,27 @@
 """What every step of the engine works with, and how things stand in the ledger."""
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
-from typing import Final
+from datetime import datetime
+from typing import Final, TypeVar
+
+import anthropic
 
 from dagster_claude_batch import chunks, ledger
 from dagster_claude_batch.chunks import Chunk, ChunkState
 from dagster_claude_batch.declaration import Declaration
+from dagster_claude_batch.doubt import LATEST_END, UNREADABLE, UNSEEN
 from dagster_claude_batch.due import Plan
+from dagster_claude_batch.errors import CredentialsRefusedError
 from dagster_claude_batch.ledger import LedgerAsset, Materialization
 from dagster_claude_batch.planning import RunIdentity
 from dagster_claude_batch.resource import ClaudeBatchResource
 from dagster_claude_batch.source import PartitionSlice
 from dagster_claude_batch.warehouse import Connection, Warehouse
 
-LATEST_END: Final = timedelta(hours=25)
-"""A batch expires after 24 hours; one that has not been seen to end by then is looked at again."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -25,8 +29,9 @@ class Waiting:
     """What the materializations still wait for.
 
     ``batch_ids`` are out. With ``unsent`` chunks left, any of them ending makes room; ``needs``
-    is the number of requests of the next one. Before ``not_before`` nothing new can be known;
-    None means that only the batches matter.
+    is the number of requests of the next one, which nothing can accept before ``send_after``.
+    With ``any_end`` each end is worth a look by itself. At ``not_before`` it is time to look,
+    whatever has ended; None means that only the batches matter.
     """
 
     batch_ids: tuple[str, ...] = ()
@@ -35,6 +40,24 @@ class Waiting:
     needs: int = 0
     since: datetime | None = None
     not_before: datetime | None = None
+    send_after: datetime | None = None
+    any_end: bool = False
+
+
+@dataclass
+class Findings:
+    """What a step found: whether it changed anything, and until when it is of no use again.
+
+    ``candidates`` are batches one of which may be a chunk's in doubt.
+    """
+
+    moved: bool = False
+    again_at: datetime | None = None
+    candidates: tuple[str, ...] = ()
+
+    def wait_until(self, moment: datetime) -> None:
+        """Look again at this moment, or earlier."""
+        self.again_at = moment if self.again_at is None else min(self.again_at, moment)
 
 
 @dataclass(frozen=True)
@@ -43,15 +66,26 @@ class Outstanding:
 
     materialization: Materialization
     chunks: list[Chunk]
+    is_overdue: bool = False
 
     @property
     def is_open(self) -> bool:
-        """Whether anything may still be planned or sent."""
+        """Whether anything may still be planned."""
         return self.materialization.state == "open"
+
+    @property
+    def may_send(self) -> bool:
+        """Whether anything may still be sent."""
+        halted = self.materialization.halted_because is not None
+        return self.is_open and not self.is_overdue and not halted
 
     def in_state(self, *states: ChunkState) -> list[Chunk]:
         """The chunks in one of these states."""
         return [chunk for chunk in self.chunks if chunk.state in states]
+
+    def is_unwanted(self, chunk: Chunk) -> bool:
+        """Whether a chunk's batch is to be cancelled: nobody waits for more of its answers."""
+        return chunk.is_copy or self.is_overdue or self.materialization.state == "cancelled"
 
 
 @dataclass
@@ -69,22 +103,51 @@ class Workbench:
     slices_of: Callable[[Sequence[str | None]], list[PartitionSlice]]
     before_sending: Callable[[], None] = lambda: None
     log: logging.Logger = field(default=logging.getLogger(__name__))
+    sleep: Callable[[float], None] = time.sleep
 
     def read(self, materializations: Sequence[Materialization]) -> list[Outstanding]:
         """How the materializations stand now, and what they have out."""
         ids = [each.materialization_id for each in materializations]
+        now = self.claude.now()
 
         def work(connection: Connection) -> list[Outstanding]:
             out = chunks.chunks_of(connection, ids, chunks.OUT)
+            found = [ledger.get_materialization(connection, identity) for identity in ids]
             return [
                 Outstanding(
-                    ledger.get_materialization(connection, identity),
-                    [chunk for chunk in out if chunk.materialization_id == identity],
+                    each,
+                    [c for c in out if c.materialization_id == each.materialization_id],
+                    self.is_overdue(each, now),
                 )
-                for identity in ids
+                for each in found
             ]
 
         return self.warehouse.transact(work)
+
+    def deadline_of(self, materialization: Materialization) -> datetime | None:
+        """When a materialization ends with what it has."""
+        longest = self.declaration.max_wait
+        return None if longest is None else materialization.started_at + longest
+
+    def is_overdue(self, materialization: Materialization, now: datetime) -> bool:
+        """Whether that has come."""
+        deadline = self.deadline_of(materialization)
+        return deadline is not None and now >= deadline and materialization.state == "open"
+
+    def asking(self, findings: Findings, ask: Callable[[], T]) -> T | None:
+        """Ask the API; None if it cannot be reached now, and then when to ask again.
+
+        Raises:
+            CredentialsRefusedError: It can be, but not with these credentials.
+        """
+        try:
+            return ask()
+        except anthropic.APIError as error:
+            if not is_passing(error):
+                raise CredentialsRefusedError(self.declaration.asset, str(error)) from error
+            self.log.warning("The API cannot be asked now (%s).", type(error).__name__)
+            findings.wait_until(self.claude.now() + UNREADABLE)
+            return None
 
     def plan(self, connection: Connection, materialization: Materialization) -> Plan:
         """Where one materialization is planned, within a transaction."""
@@ -106,12 +169,24 @@ class Workbench:
         def work(connection: Connection) -> None:
             identity = materialization.materialization_id
             sent = chunks.chunks_of(connection, [identity], ("sending", "submitted", "landed"))
-            if if_unsent and (sent or not ledger.runs_of(connection, identity) <= this_run):
+            if if_unsent and (
+                sent or not this_run.issuperset(ledger.runs_of(connection, identity))
+            ):
                 return
             if ledger.end_materialization(connection, identity, "cancelled", now):
-                chunks.dissolve_planned(connection, asset_of(connection, asset), identity)
+                chunks.dissolve_cancelled(connection, asset_of(connection, asset))
 
         self.warehouse.transact(work)
+
+
+def is_passing(error: anthropic.APIError) -> bool:
+    """Whether asking later may help: nobody answered, or not the API's own word."""
+    if isinstance(error, anthropic.APIStatusError):
+        return error.status_code >= _SERVER or error.status_code in {408, 409, 429}
+    return True
+
+
+_SERVER: Final = 500
 
 
 def asset_of(connection: Connection, asset: str) -> LedgerAsset:
@@ -122,21 +197,37 @@ def asset_of(connection: Connection, asset: str) -> LedgerAsset:
     return found
 
 
-def waiting_for(work: Sequence[Outstanding], delayed: datetime | None) -> Waiting | None:
+def waiting_for(
+    bench: Workbench, work: Sequence[Outstanding], doubts: Findings, others: Sequence[Findings]
+) -> Waiting | None:
     """What is still waited for; None if nothing is out or left to send."""
     out = [chunk for each in work for chunk in each.in_state("submitted")]
     doubtful = [chunk for each in work for chunk in each.in_state("sending")]
-    planned = [chunk for each in work if each.is_open for chunk in each.in_state("planned")]
+    planned = [chunk for each in work if each.may_send for chunk in each.in_state("planned")]
     if not (out or planned or doubtful):
         return None
     submitted = [chunk.submitted_at for chunk in out if chunk.submitted_at]
-    latest = max(submitted) + LATEST_END if submitted else None
-    moments = [moment for moment in (delayed, latest) if moment is not None]
+    *_, sending = others
+    moments = [each.again_at for each in (doubts, *others)]
+    moments += [_latest_look(submitted, bench.claude.now())]
+    moments += [
+        None if each.is_overdue else bench.deadline_of(each.materialization) for each in work
+    ]
     return Waiting(
-        batch_ids=tuple(chunk.batch_id for chunk in out if chunk.batch_id),
-        requests=sum(chunk.requests for chunk in out),
+        batch_ids=(*(chunk.batch_id for chunk in out if chunk.batch_id), *doubts.candidates),
+        requests=sum(chunk.requests for chunk in (*out, *doubtful)),
         unsent=len(planned),
         needs=planned[0].requests if planned else 0,
         since=min(submitted, default=None),
-        not_before=min(moments, default=None),
+        not_before=min((moment for moment in moments if moment is not None), default=None),
+        send_after=sending.again_at,
+        any_end=bool(doubts.candidates),
     )
+
+
+def _latest_look(submitted: Sequence[datetime], now: datetime) -> datetime | None:
+    """When to look even if no batch has been seen to end: one of them must have, by then."""
+    if not submitted:
+        return None
+    ends = [moment + LATEST_END for moment in submitted]
+    return min((end for end in ends if end > now), default=now + UNSEEN)

@@ -240,8 +240,8 @@ class Project:
     # --- runs -------------------------------------------------------------------------------
 
     def engine(self, *, run_id: str | None = None, retry_of: str | None = None) -> Engine:
-        """A run's engine."""
-        return engine_for(
+        """A run's engine, whose pauses pass at once."""
+        engine = engine_for(
             self.asset,
             database=self.duckdb,
             claude=self.claude,
@@ -249,6 +249,8 @@ class Project:
             retry_of=retry_of,
             log=dg.get_dagster_logger(),
         )
+        engine.sleep = lambda seconds: self.claude.simulator.advance(timedelta(seconds=seconds))
+        return engine
 
     def start(
         self, *partitions: str | None, run_id: str | None = None, **config: Any

@@ -15,7 +15,6 @@ Make = Callable[..., Project]
         ("errored:not_found_error", "not_found_error", False),
         ("errored:permission_error", "permission_error", False),
         ("errored:authentication_error", "authentication_error", False),
-        ("errored:billing_error", "billing_error", False),
         ("errored:api_error", "api_error", True),
         ("errored:overloaded_error", "overloaded_error", True),
         ("errored:timeout_error", "timeout_error", True),
@@ -29,7 +28,6 @@ Make = Callable[..., Project]
         ("model_context_window_exceeded", "model_context_window_exceeded", False),
         ("invalid_output", "invalid_output", True),
         ("unknown", "unrecognized_result", False),
-        ("halted", "invalid_request_error", True),
     ],
 )
 def test_each_way_to_fail_is_told_apart(

@@ -74,7 +74,7 @@ def test_what_surely_never_arrived_is_sent_once_it_has_settled(tweets: Project) 
     run.advance()
 
     assert len(tweets.claude.simulator.batches()) == 1
-    assert tweets.chunk_states() == {"submitted": 1}
+    assert tweets.chunk_states() == {"given_up": 1, "submitted": 1}
 
 
 def test_before_it_has_settled_nothing_is_sent_again(tweets: Project) -> None:
@@ -90,17 +90,30 @@ def test_before_it_has_settled_nothing_is_sent_again(tweets: Project) -> None:
 
 
 @pytest.mark.parametrize("error", [httpx2.ConnectError, httpx2.ConnectTimeout])
-def test_a_connection_that_was_never_made_leaves_the_chunk_planned(
+def test_a_connection_that_was_never_made_is_tried_again_at_once(
     tweets: Project, error: type[httpx2.TransportError]
 ) -> None:
     tweets.wire.lose_call(CREATE, error)
 
+    tweets.start()
+
+    assert tweets.wire.posts() == 2
+    assert tweets.chunk_states() == {"submitted": 1}
+
+
+def test_a_connection_that_cannot_be_made_for_long_is_waited_for_in_the_queue(
+    tweets: Project,
+) -> None:
+    for _ in range(20):
+        tweets.wire.lose_call(CREATE, httpx2.ConnectError)
+
     run = tweets.start()
 
+    assert tweets.wire.posts() < 12
     assert tweets.chunk_states() == {"planned": 1}
     assert run.waiting is not None
-    run.advance()
-    assert tweets.chunk_states() == {"submitted": 1}
+    assert run.waiting.not_before is not None
+    assert run.waiting.not_before == run.waiting.send_after
 
 
 def test_a_crash_between_intent_and_sending_sends_once(tweets: Project) -> None:
@@ -154,16 +167,28 @@ def test_a_full_queue_is_waited_for(project: Make) -> None:
     assert made.materialize().batches == [["t5", "t6", "t7", "t8", "t9"]]
 
 
-def test_retry_after_says_how_long_to_wait(tweets: Project) -> None:
+def test_a_short_retry_after_is_honoured_in_the_run(tweets: Project) -> None:
     tweets.wire.answer(CREATE, 429, _error("rate_limit_error", "slow down"), **{"retry-after": "7"})
+
+    before = tweets.claude.now()
+    tweets.start()
+
+    assert tweets.wire.posts() == 2
+    assert timedelta(seconds=7) <= tweets.claude.now() - before < timedelta(seconds=30)
+
+
+def test_a_long_retry_after_is_waited_for_in_the_queue(tweets: Project) -> None:
+    slow_down = _error("rate_limit_error", "slow down")
+    tweets.wire.answer(CREATE, 429, slow_down, **{"retry-after": "700"})
 
     before = tweets.claude.now()
     run = tweets.start()
 
+    assert tweets.wire.posts() == 1
     assert run.waiting is not None
-    assert run.waiting.not_before is not None
-    pause = run.waiting.not_before - before
-    assert timedelta(seconds=7) <= pause < timedelta(seconds=30)
+    assert run.waiting.send_after is not None
+    pause = run.waiting.send_after - before
+    assert timedelta(seconds=700) <= pause < timedelta(seconds=730)
 
 
 def test_no_more_requests_are_out_than_the_window_holds(project: Make) -> None:

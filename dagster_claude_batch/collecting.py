@@ -1,0 +1,144 @@
+"""Which batches have ended, are gone or unwanted; and landing what they hold."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+import anthropic
+import httpx2
+from anthropic.types.messages import MessageBatch
+
+from dagster_claude_batch import chunks
+from dagster_claude_batch.chunks import Chunk
+from dagster_claude_batch.doubt import UNREADABLE, UNSEEN
+from dagster_claude_batch.errors import LostChunkError
+from dagster_claude_batch.landing import Landing, counts_of, land
+from dagster_claude_batch.ledger import Materialization
+from dagster_claude_batch.outcomes import NOT_SENT, RESULTS_EXPIRED
+from dagster_claude_batch.resource import RESULTS_LAST
+from dagster_claude_batch.results import fetch
+from dagster_claude_batch.workbench import Findings, Outstanding, Workbench
+
+Batches = Mapping[str, MessageBatch]
+
+_GONE: dict[str, int] = dict.fromkeys(("succeeded", "errored", "canceled", "expired"), 0)
+
+
+@dataclass
+class Collector:
+    """Collects for one run's materializations."""
+
+    bench: Workbench
+
+    def collect(self, work: Sequence[Outstanding]) -> Findings:
+        """Land all that has ended, and cancel what nobody wants any more."""
+        findings = Findings(moved=self._expire_unsent(work))
+        out = [(each, chunk) for each in work for chunk in each.in_state("submitted")]
+        if not out:
+            return findings
+        batches = self.bench.asking(
+            findings, lambda: self.bench.claude.look([str(chunk.batch_id) for _, chunk in out])
+        )
+        if batches is None:
+            return findings
+        for each, chunk in out:
+            batch = batches.get(str(chunk.batch_id))
+            if batch is None:
+                self._miss(each, chunk, batches, findings)
+            elif batch.processing_status == "ended":
+                self._collect(each, chunk, batch, findings)
+            elif batch.processing_status == "in_progress" and each.is_unwanted(chunk):
+                self.cancel(chunk)
+        return findings
+
+    def cancel(self, chunk: Chunk) -> None:
+        """Ask for the end of a batch; one that has ended, or is gone, needs none."""
+        try:
+            self.bench.claude.cancel(str(chunk.batch_id))
+        except anthropic.APIError as error:
+            self.bench.log.info(
+                "Batch %s was not cancelled (%s).", chunk.batch_id, type(error).__name__
+            )
+        else:
+            self.bench.log.info("Asked for the end of batch %s.", chunk.batch_id)
+
+    def _collect(
+        self, outstanding: Outstanding, chunk: Chunk, batch: MessageBatch, findings: Findings
+    ) -> None:
+        """Download and land a batch that has ended; what cannot be read now is read later."""
+        if batch.results_url is None:
+            self._land(outstanding, _gone(chunk, batch), findings)
+            return
+        declared, now = self.bench.declaration.output, self.bench.claude.now()
+        try:
+            staged = fetch(self.bench.claude, batch, declared, nonce=chunk.nonce)
+        except (anthropic.APIError, httpx2.HTTPError) as error:
+            self.bench.log.warning(
+                "The results of batch %s cannot be read now (%s).", batch.id, type(error).__name__
+            )
+            findings.wait_until(now + UNREADABLE)
+            return
+        late = outstanding.is_overdue and batch.cancel_initiated_at is not None
+        landing = Landing(chunk, batch.id, counts_of(batch), batch.ended_at, staged, is_late=late)
+        self._land(outstanding, landing, findings)
+
+    def _miss(
+        self, outstanding: Outstanding, chunk: Chunk, batches: Batches, findings: Findings
+    ) -> None:
+        """Give up a batch that the API does not show, but only if its results must be gone.
+
+        That is so past their time, or if the same credentials do show others of the ledger's
+        batches: then it was deleted, and is not just another workspace's.
+        """
+        now = self.bench.claude.now()
+        age = now - chunk.submitted_at if chunk.submitted_at else timedelta()
+        if age > RESULTS_LAST or (age > UNSEEN and (batches or self._sees_others(findings))):
+            self._land(outstanding, _gone(chunk, None), findings)
+            return
+        self.bench.log.warning(
+            "The API does not show batch %s: it was deleted, or these credentials belong to "
+            "another workspace than the one that sent it. Waiting.",
+            chunk.batch_id,
+        )
+        findings.wait_until(now + UNSEEN)
+
+    def _sees_others(self, findings: Findings) -> bool:
+        """Whether the API shows any batch that the ledger knows."""
+        known = self.bench.warehouse.transact(chunks.known_batches)
+        shown = self.bench.asking(findings, lambda: [b.id for b in self.bench.claude.list()])
+        return not known.isdisjoint(shown or ())
+
+    def _land(self, outstanding: Outstanding, landing: Landing, findings: Findings) -> None:
+        findings.moved = True
+        if not self._is_landed(outstanding.materialization, landing):
+            self.bench.log.info("Batch %s has been collected by another run.", landing.batch_id)
+            return
+        self.bench.log.info(
+            "Collected batch %s: %s requests.", landing.batch_id, f"{landing.chunk.requests:,}"
+        )
+
+    def _is_landed(self, materialization: Materialization, landing: Landing) -> bool:
+        """Land in one transaction; False if somebody else has."""
+        try:
+            self.bench.warehouse.transact(
+                lambda connection: land(self.bench.plan(connection, materialization), landing)
+            )
+        except LostChunkError:
+            return False
+        return True
+
+    def _expire_unsent(self, work: Sequence[Outstanding]) -> bool:
+        """Let rows fail that were not sent in time; whether there were any."""
+        late = [(each, c) for each in work if each.is_overdue for c in each.in_state("planned")]
+        for each, chunk in late:
+            self._is_landed(each.materialization, Landing(chunk, absent=NOT_SENT, is_late=True))
+        if late:
+            self.bench.log.warning("`max_wait_hours` has passed; what is out is cancelled.")
+        return bool(late)
+
+
+def _gone(chunk: Chunk, batch: MessageBatch | None) -> Landing:
+    """What a batch comes to whose results are gone."""
+    counts = counts_of(batch) if batch else _GONE
+    ended_at = batch.ended_at if batch else None
+    return Landing(chunk, chunk.batch_id, counts, ended_at, absent=RESULTS_EXPIRED)

@@ -1,0 +1,142 @@
+"""Doubt: whether a batch exists whose creation nobody has seen, and which one it is."""
+
+import itertools
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final, TypeAlias
+
+import anthropic
+import httpx2
+from anthropic.types.messages import MessageBatch
+
+from dagster_claude_batch.chunks import Chunk
+from dagster_claude_batch.errors import LostChunkError
+from dagster_claude_batch.resource import RESULTS_LAST, ClaudeBatchResource
+from dagster_claude_batch.submission import nonce_in, size_of
+
+CLOCK_SKEW: Final = timedelta(minutes=5)
+"""How far our clock and the API's may disagree about when a batch was created."""
+
+SETTLING: Final = timedelta(minutes=5)
+"""How long a batch may take to show up in `list` before we believe that there is none."""
+
+LATEST_END: Final = timedelta(hours=25)
+"""A batch expires after 24 hours; one that has not been seen to end by then is looked at again."""
+
+LATEST_APPEARANCE: Final = timedelta(hours=24)
+"""How long after it was given up a batch may still turn up."""
+
+UNREADABLE: Final = timedelta(minutes=10)
+"""When to try results again that could not be read."""
+
+UNSEEN: Final = timedelta(hours=1)
+"""When to look again for what should have been seen by now."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """The batch of a chunk in doubt, and any further one that was made of the same call."""
+
+    batch: MessageBatch
+    copies: tuple[MessageBatch, ...] = ()
+
+
+@dataclass(frozen=True)
+class NotFound:
+    """There is no such batch."""
+
+
+@dataclass(frozen=True)
+class Unsettled:
+    """It cannot be told before ``until``, or before one of the ``candidates`` has ended."""
+
+    until: datetime
+    candidates: tuple[str, ...] = ()
+
+
+Verdict: TypeAlias = Found | NotFound | Unsettled
+
+
+def settled_at(claude: ClaudeBatchResource, chunk: Chunk) -> datetime:
+    """From when on a batch of this sending that is not in `list` does not exist."""
+    if chunk.sending_at is None:
+        raise LostChunkError(chunk.chunk_id, expected="sending")
+    return chunk.sending_at + timedelta(seconds=claude.timeout_seconds) + SETTLING
+
+
+def reconcile(
+    claude: ClaudeBatchResource,
+    chunk: Chunk,
+    *,
+    known: Collection[str],
+    now: datetime,
+) -> Verdict:
+    """Look for the batch of a chunk whose sending is in doubt.
+
+    Candidates were created around the sending, are unknown to the ledger and have the chunk's
+    number of requests. One that has ended proves itself by the nonce in its custom ids; one
+    still running is waited for.
+    """
+    settled = settled_at(claude, chunk)
+    candidates = candidates_for(claude, chunk, known=known, before=settled)
+    proofs = {batch.id: proof(claude, batch, chunk, now) for batch in candidates}
+    proven = [batch for batch in candidates if proofs[batch.id]]
+    if proven:
+        return Found(proven[0], tuple(proven[1:]))
+    open_ = [batch for batch in candidates if proofs[batch.id] is None]
+    if open_:
+        return Unsettled(_looked_at_again(open_, now), tuple(batch.id for batch in open_))
+    return Unsettled(settled) if now < settled else NotFound()
+
+
+def _looked_at_again(candidates: Sequence[MessageBatch], now: datetime) -> datetime:
+    """When to look, if none of them is seen to end before."""
+    if any(batch.processing_status == "ended" for batch in candidates):
+        return now + UNREADABLE
+    return max(max(batch.created_at for batch in candidates) + LATEST_END, now + UNSEEN)
+
+
+def appeared(
+    claude: ClaudeBatchResource, chunk: Chunk, *, known: Collection[str], now: datetime
+) -> MessageBatch | None:
+    """Look for the batch of a chunk that was given up: a second copy of what was sent since.
+
+    One still running proves nothing, but if it was created around the sending, it is this
+    chunk's: no such batch was to be seen when the chunk was given up.
+    """
+    until = settled_at(claude, chunk)
+    for batch in candidates_for(claude, chunk, known=known, before=until + LATEST_APPEARANCE):
+        proven = proof(claude, batch, chunk, now)
+        is_late = batch.processing_status != "ended" and batch.created_at <= until
+        if proven or (proven is None and is_late):
+            return batch
+    return None
+
+
+def candidates_for(
+    claude: ClaudeBatchResource, chunk: Chunk, *, known: Collection[str], before: datetime
+) -> list[MessageBatch]:
+    """Batches that may be this chunk's, oldest first: unknown, of its size, not older than it."""
+    if chunk.sending_at is None:
+        return []
+    after = chunk.sending_at - CLOCK_SKEW
+    recent = itertools.takewhile(lambda batch: batch.created_at >= after, claude.list())
+    found = [b for b in recent if b.id not in known and size_of(b) == chunk.requests]
+    return [b for b in reversed(found) if b.created_at <= before]
+
+
+def proof(
+    claude: ClaudeBatchResource, batch: MessageBatch, chunk: Chunk, now: datetime
+) -> bool | None:
+    """Whether a batch's results carry the chunk's nonce; None while none of them can be read."""
+    if batch.processing_status != "ended":
+        return None
+    if not batch.results_url:
+        # Archived results prove nothing any more, nor can they be lost once more.
+        return False if now - batch.created_at > RESULTS_LAST else None
+    try:
+        first = next(claude.results(batch.id), None)
+    except (anthropic.AnthropicError, httpx2.HTTPError, ValueError):
+        return None
+    return None if first is None else nonce_in(first.custom_id) == chunk.nonce

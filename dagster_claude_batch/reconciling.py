@@ -1,0 +1,138 @@
+"""Settling doubts: which batch is whose, what is sent anew, and what was created twice."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Final
+
+from anthropic.types.messages import MessageBatch
+
+from dagster_claude_batch import chunks, ledger
+from dagster_claude_batch.chunks import Chunk
+from dagster_claude_batch.doubt import (
+    LATEST_APPEARANCE,
+    LATEST_END,
+    UNSEEN,
+    Found,
+    NotFound,
+    Unsettled,
+    Verdict,
+    appeared,
+    reconcile,
+)
+from dagster_claude_batch.errors import LostChunkError
+from dagster_claude_batch.resending import record_copy, send_anew
+from dagster_claude_batch.warehouse import Connection
+from dagster_claude_batch.workbench import Findings, Outstanding, Workbench
+
+_WATCHED: Final = LATEST_APPEARANCE + LATEST_END + timedelta(hours=1)
+"""How long after its sending a chunk that was given up is looked for: until it must have ended."""
+
+
+@dataclass
+class Reconciler:
+    """Settles the doubts of one run's materializations."""
+
+    bench: Workbench
+
+    def reconcile(self, work: Sequence[Outstanding]) -> Findings:
+        """Find out about every chunk whose sending is in doubt."""
+        findings = Findings()
+        for each in work:
+            for chunk in each.in_state("sending"):
+                verdict = self.bench.asking(findings, lambda chunk=chunk: self._verdict(chunk))
+                if verdict is not None:
+                    self._act(each, chunk, verdict, findings)
+        return findings
+
+    def _verdict(self, chunk: Chunk) -> Verdict:
+        known = self.bench.warehouse.transact(chunks.known_batches)
+        return reconcile(self.bench.claude, chunk, known=known, now=self.bench.claude.now())
+
+    def _act(
+        self, outstanding: Outstanding, chunk: Chunk, verdict: Verdict, findings: Findings
+    ) -> None:
+        try:
+            match verdict:
+                case Found(batch, copies):
+                    record(self.bench, chunk, batch)
+                    self._record_copies(outstanding, chunk, copies)
+                case NotFound():
+                    self._send_anew(outstanding, chunk)
+                case Unsettled(until, candidates):
+                    findings.wait_until(until)
+                    findings.candidates += candidates
+                    return
+        except LostChunkError:
+            self.bench.log.info("Another run has settled what was in doubt.")
+        findings.moved = True
+
+    def _record_copies(
+        self, outstanding: Outstanding, chunk: Chunk, copies: Sequence[MessageBatch]
+    ) -> None:
+        for batch in copies:
+            self.bench.log.warning(
+                "Batch %s is a second copy: one call has created two batches.", batch.id
+            )
+            self.bench.warehouse.transact(
+                lambda connection, batch=batch: record_copy(
+                    self.bench.plan(connection, outstanding.materialization), chunk, batch.id
+                )
+            )
+
+    def _send_anew(self, outstanding: Outstanding, chunk: Chunk) -> None:
+        self.bench.log.warning(
+            "The batch of a chunk of %s requests was never created; sending it anew.",
+            f"{chunk.requests:,}",
+        )
+        identity = outstanding.materialization.materialization_id
+
+        def work(connection: Connection) -> None:
+            now = ledger.get_materialization(connection, identity)
+            send_anew(self.bench.plan(connection, now), chunk)
+
+        self.bench.warehouse.transact(work)
+
+    def watch(self) -> Findings:
+        """Look for the batches of chunks that were given up; one that exists is a second copy.
+
+        It is cancelled, and collected when it has ended, as any other.
+        """
+        findings = Findings()
+        now, asset = self.bench.claude.now(), self.bench.declaration.asset
+        given_up = self.bench.warehouse.transact(
+            lambda connection: chunks.given_up(connection, asset, now - _WATCHED)
+        )
+        for chunk in given_up:
+            known = self.bench.warehouse.transact(chunks.known_batches)
+            found = self.bench.asking(
+                findings,
+                lambda chunk=chunk, known=known: appeared(
+                    self.bench.claude, chunk, known=known, now=now
+                ),
+            )
+            if found is None:
+                findings.wait_until(now + UNSEEN)
+                continue
+            record_late(self.bench, chunk, found)
+            findings.moved = True
+        return findings
+
+
+def record(bench: Workbench, chunk: Chunk, batch: MessageBatch) -> None:
+    """Note at once that a chunk's batch exists, whoever else may have an opinion of it by now."""
+    now = bench.claude.now()
+    try:
+        bench.warehouse.transact(
+            lambda connection: chunks.mark_submitted(connection, chunk, batch.id, now)
+        )
+    except LostChunkError:
+        if batch.id not in bench.warehouse.transact(chunks.known_batches):
+            record_late(bench, chunk, batch)
+
+
+def record_late(bench: Workbench, chunk: Chunk, batch: MessageBatch) -> None:
+    """Note the batch of a chunk that had been given up: its rows have been sent again since."""
+    now = bench.claude.now()
+    bench.log.warning("Batch %s is a second copy of what has been sent since.", batch.id)
+    bench.warehouse.transact(lambda connection: chunks.mark_copy(connection, chunk, batch.id, now))

@@ -1,0 +1,75 @@
+"""Chunks that did not go as planned: too large, looked for in vain, or made twice."""
+
+from dagster_claude_batch import ledger
+from dagster_claude_batch.chunks import (
+    Chunk,
+    insert_chunk,
+    mark_given_up,
+    mark_twin_submitted,
+    mark_unsent,
+    planned_chunk,
+    resize_chunk,
+)
+from dagster_claude_batch.due import Plan
+
+
+def send_anew(plan: Plan, chunk: Chunk) -> None:
+    """Give a chunk up whose batch nobody has found, and plan its rows once more.
+
+    It keeps its own requests: should its batch appear after all, its answers have an owner.
+
+    Raises:
+        LostChunkError: It is not being sent any more.
+    """
+    mark_given_up(plan.connection, chunk)
+    if plan.materialization.state == "open":
+        _insert_twin(plan, chunk, "_chunk_id = $chunk_id", requests=chunk.requests)
+
+
+def split(plan: Plan, chunk: Chunk) -> None:
+    """Make two planned chunks of one that was too large to be accepted.
+
+    Raises:
+        LostChunkError: It is not being sent any more.
+    """
+    mark_unsent(plan.connection, chunk)
+    kept = chunk.requests // 2
+    size = chunk.bytes * kept // chunk.requests
+    half = f"_chunk_id = $chunk_id AND _ordinal >= {kept:d}"
+    _insert_twin(plan, chunk, half, requests=chunk.requests - kept, after=kept)
+    plan.connection.execute(
+        f"DELETE FROM {plan.registered.requests.sql} WHERE {half}", {"chunk_id": chunk.chunk_id}
+    )
+    resize_chunk(plan.connection, chunk, requests=kept, size=size)
+
+
+def _insert_twin(plan: Plan, chunk: Chunk, condition: str, *, requests: int, after: int = 0) -> int:
+    """Plan a chunk of some of another one's requests, those from the ordinal ``after`` on."""
+    (twin,) = ledger.claim_chunks(plan.connection, plan.registered, 1)
+    insert_chunk(
+        plan.connection,
+        planned_chunk(
+            twin,
+            chunk.materialization_id,
+            attempt=chunk.attempt,
+            max_tokens=chunk.max_tokens,
+            requests=requests,
+            size=chunk.bytes * requests // chunk.requests,
+        ),
+        asset=plan.declaration.asset,
+        workspace=plan.declaration.workspace,
+        now=plan.now,
+    )
+    table = plan.registered.requests.sql
+    plan.connection.execute(
+        f"INSERT INTO {table} BY NAME SELECT * REPLACE ($twin::BIGINT AS _chunk_id, "
+        f"_ordinal - $after::INTEGER AS _ordinal) FROM {table} WHERE {condition}",
+        {"chunk_id": chunk.chunk_id, "twin": twin, "after": after},
+    )
+    return twin
+
+
+def record_copy(plan: Plan, chunk: Chunk, batch_id: str) -> None:
+    """Note a second batch that one call of ours has made of a chunk."""
+    twin = _insert_twin(plan, chunk, "_chunk_id = $chunk_id", requests=chunk.requests)
+    mark_twin_submitted(plan.connection, twin, chunk, batch_id, plan.now)
