@@ -111,6 +111,21 @@ class Engine(Workbench):
             return True
         return any(each.in_state("sending", "submitted") for each in work)
 
+    def is_cancelled(self, materializations: Sequence[Materialization]) -> bool:
+        """Whether somebody has cancelled any of them."""
+        work = self.read(materializations)
+        return any(each.materialization.state == "cancelled" for each in work)
+
+    def runs_of(self, materialization: Materialization) -> list[str]:
+        """Ids of the runs that have worked on a materialization, or are going to."""
+        return self.warehouse.transact(
+            lambda connection: ledger.runs_of(connection, materialization.materialization_id)
+        )
+
+    def is_watching(self) -> bool:
+        """Whether second copies may still appear of what was sent anew."""
+        return bool(self.warehouse.transact(self._reconciler.watched))
+
     def settle(self, abandoned_runs: Sequence[str], *, is_alive: Callable[[str], bool]) -> int:
         """Land what nobody waits for, and cancel what was abandoned; how many batches are left.
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Final
 
 import anthropic
 import httpx2
@@ -20,6 +21,9 @@ from dagster_claude_batch.results import fetch
 from dagster_claude_batch.workbench import Findings, Outstanding, Workbench
 
 Batches = Mapping[str, MessageBatch]
+
+_CANCEL_SECONDS: Final = 20.0
+"""A run that is being terminated has no time for more; whoever comes next asks again."""
 
 _GONE: dict[str, int] = dict.fromkeys(("succeeded", "errored", "canceled", "expired"), 0)
 
@@ -54,7 +58,7 @@ class Collector:
     def cancel(self, chunk: Chunk) -> None:
         """Ask for the end of a batch; one that has ended, or is gone, needs none."""
         try:
-            self.bench.claude.cancel(str(chunk.batch_id))
+            self.bench.claude.cancel(str(chunk.batch_id), timeout_seconds=_CANCEL_SECONDS)
         except anthropic.APIError as error:
             self.bench.log.info(
                 "Batch %s was not cancelled (%s).", chunk.batch_id, type(error).__name__

@@ -211,6 +211,17 @@ class NoSensorError(ClaudeBatchError):
         )
 
 
+class MaterializationCancelledError(ClaudeBatchError):
+    """What a run worked on was cancelled by somebody else."""
+
+    def __init__(self, asset: str) -> None:
+        super().__init__(
+            f"The materialization of asset {asset!r} that this run worked on has been cancelled: "
+            "nothing more is sent on its behalf, and what was answered by then is in the tables. "
+            "Materialize the partitions again to ask the other rows."
+        )
+
+
 class MaterializationDoneError(ClaudeBatchError):
     """An automatic retry of a run whose materialization has come to its end."""
 

@@ -36,6 +36,9 @@ OURS: Final = ".dagster/claude_batch."
 WAITER_TAG: Final = ".dagster/claude_batch.waiter"
 """On a run that waits itself; its value is the key of the Claude resource."""
 
+GAVE_UP_TAG: Final = ".dagster/claude_batch.gave_up"
+"""On a run that has sent something anew whose batch may still appear; value as above."""
+
 RunState: TypeAlias = Literal["waiting", "released", "in_run", "settled"]
 """The value of `STATE_TAG`.
 
@@ -98,6 +101,8 @@ def describe(
         "needs": waiting.needs,
         "since": _stamp(waiting.since),
         "not_before": _stamp(waiting.not_before),
+        "send_after": _stamp(waiting.send_after),
+        "any_end": waiting.any_end,
     }
     instance.add_run_tags(
         held_id,
@@ -161,6 +166,8 @@ def _read_wait(tags: Mapping[str, str], name: str) -> Waiting:
         int(wait["needs"]),
         _moment(wait["since"]),
         _moment(wait["not_before"]),
+        _moment(wait.get("send_after")),
+        bool(wait.get("any_end")),
     )
 
 
@@ -190,9 +197,50 @@ def mark(
     instance.add_run_tags(run_id, {**states, SHORT_TAG: said, **tags})
 
 
+def watchers(instance: dg.DagsterInstance, claude_resource: str) -> list[dg.DagsterRun]:
+    """Runs that have sent something anew whose first batch may still appear."""
+    tags = {GAVE_UP_TAG: claude_resource}
+    return list(instance.get_runs(dg.RunsFilter(tags=tags), limit=100))
+
+
+def stop_watching(instance: dg.DagsterInstance, claude_resource: str) -> None:
+    """Note that no such batch can appear any more."""
+    for run in watchers(instance, claude_resource):
+        instance.add_run_tags(run.run_id, {GAVE_UP_TAG: "none of it has appeared"})
+
+
 def forget_pool(instance: dg.DagsterInstance, pool: str) -> None:
     """Delete the limit of a held run's pool."""
     instance.event_log_storage.delete_concurrency_limit(pool)
+
+
+def is_alive(instance: dg.DagsterInstance, run_id: str) -> bool:
+    """Whether a run is at work, or going to be.
+
+    A held run whose maker was cancelled before it had sent anything is not: the sensor will
+    cancel it too.
+    """
+    run = instance.get_run_by_id(run_id)
+    if run is None or run.is_finished or run.status == dg.DagsterRunStatus.CANCELING:
+        return False
+    if run.tags.get(STATE_TAG) != WAITING or read(run).waits:
+        return True
+    maker = instance.get_run_by_id(run.tags.get(MAKER_TAG, ""))
+    return maker is None or maker.status not in _CANCELLED
+
+
+_CANCELLED: Final = (dg.DagsterRunStatus.CANCELED, dg.DagsterRunStatus.CANCELING)
+
+
+def were_given_up(instance: dg.DagsterInstance, run_ids: Sequence[str]) -> bool:
+    """Whether somebody cancelled or deleted the last of these runs, and no other is alive.
+
+    A run that failed is not given up: who materializes again goes on where it stopped.
+    """
+    if not run_ids or any(is_alive(instance, run_id) for run_id in run_ids):
+        return False
+    last = instance.get_run_by_id(run_ids[-1])
+    return last is None or not last.is_finished or last.status in _CANCELLED
 
 
 def in_queue(

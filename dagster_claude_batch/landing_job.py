@@ -1,6 +1,6 @@
 """The job that lands what no run waits for any more, and cancels what was abandoned."""
 
-from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 import dagster as dg
@@ -36,13 +36,16 @@ def build_landing_job(name: str, *, claude_resource: str) -> dg.JobDefinition:
         description="Lands answers that were paid for and that no run waits for.",
     )
     def land(context: dg.OpExecutionContext, config: LandingConfig) -> None:
-        left = 0
+        left, is_watching = 0, False
         for asset in batch_assets_of(context.repository_def):
             if asset.claude_resource == claude_resource:
-                left += _settle(context, asset, config.ended_runs)
+                out, watching = _settle(context, asset, config.ended_runs)
+                left, is_watching = left + out, is_watching or watching
         for run_id in config.ended_runs:
             if context.instance.has_run(run_id):
                 held_run.mark(context.instance, run_id, held_run.SETTLED, "ended without results")
+        if not is_watching:
+            held_run.stop_watching(context.instance, claude_resource)
         context.instance.add_run_tags(context.run_id, {LEFT_TAG: str(left)})
         context.log.info(f"{left:,} batches are still out.")
 
@@ -54,7 +57,10 @@ def build_landing_job(name: str, *, claude_resource: str) -> dg.JobDefinition:
     )
 
 
-def _settle(context: dg.OpExecutionContext, asset: BatchAsset, ended_runs: list[str]) -> int:
+def _settle(
+    context: dg.OpExecutionContext, asset: BatchAsset, ended_runs: list[str]
+) -> tuple[int, bool]:
+    """Settle one asset: how many batches are left, and whether second copies may still appear."""
     abandoned = [run_id for run_id in ended_runs if _was_given_up(context.instance, run_id)]
     with dg.build_resources(dict(asset.resource_defs()), instance=context.instance) as resources:
         engine = engine_for(
@@ -64,18 +70,11 @@ def _settle(context: dg.OpExecutionContext, asset: BatchAsset, ended_runs: list[
             run_id=context.run_id,
             log=context.log,
         )
-        return engine.settle(abandoned, is_alive=_is_alive(context.instance))
+        alive = partial(held_run.is_alive, context.instance)
+        return engine.settle(abandoned, is_alive=alive), engine.is_watching()
 
 
 def _was_given_up(instance: dg.DagsterInstance, run_id: str) -> bool:
     """Whether somebody cancelled or deleted a run; one that failed is only collected for."""
     run = instance.get_run_by_id(run_id)
     return run is None or run.status == dg.DagsterRunStatus.CANCELED
-
-
-def _is_alive(instance: dg.DagsterInstance) -> Callable[[str], bool]:
-    def is_alive(run_id: str) -> bool:
-        run = instance.get_run_by_id(run_id)
-        return run is not None and not run.is_finished
-
-    return is_alive

@@ -12,7 +12,6 @@ from dagster_claude_batch.chunks import Chunk
 from dagster_claude_batch.doubt import (
     LATEST_APPEARANCE,
     LATEST_END,
-    UNSEEN,
     Found,
     NotFound,
     Unsettled,
@@ -86,6 +85,7 @@ class Reconciler:
             f"{chunk.requests:,}",
         )
         identity = outstanding.materialization.materialization_id
+        self.bench.gave_up = True
 
         def work(connection: Connection) -> None:
             now = ledger.get_materialization(connection, identity)
@@ -99,11 +99,8 @@ class Reconciler:
         It is cancelled, and collected when it has ended, as any other.
         """
         findings = Findings()
-        now, asset = self.bench.claude.now(), self.bench.declaration.asset
-        given_up = self.bench.warehouse.transact(
-            lambda connection: chunks.given_up(connection, asset, now - _WATCHED)
-        )
-        for chunk in given_up:
+        now = self.bench.claude.now()
+        for chunk in self.bench.warehouse.transact(self.watched):
             known = self.bench.warehouse.transact(chunks.known_batches)
             found = self.bench.asking(
                 findings,
@@ -111,12 +108,17 @@ class Reconciler:
                     self.bench.claude, chunk, known=known, now=now
                 ),
             )
-            if found is None:
-                findings.wait_until(now + UNSEEN)
-                continue
-            record_late(self.bench, chunk, found)
-            findings.moved = True
+            if found is not None:
+                record_late(self.bench, chunk, found)
+                findings.moved = True
         return findings
+
+    def watched(self, connection: Connection) -> list[Chunk]:
+        """Chunks that were given up, and whose batches may still appear."""
+        if not ledger.is_ledger(connection):
+            return []
+        since = self.bench.claude.now() - _WATCHED
+        return chunks.given_up(connection, self.bench.declaration.asset, since)
 
 
 def record(bench: Workbench, chunk: Chunk, batch: MessageBatch) -> None:

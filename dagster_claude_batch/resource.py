@@ -134,9 +134,12 @@ class ClaudeBatchResource(dg.ConfigurableResource[Any]):
             for piece in response.iter_bytes():
                 file.write(piece)
 
-    def cancel(self, batch_id: str) -> MessageBatch:
-        """Ask for the end of a batch; what is answered by then is billed and can be collected."""
-        return self.client.messages.batches.cancel(batch_id)
+    def cancel(self, batch_id: str, *, timeout_seconds: float | None = None) -> MessageBatch:
+        """Ask for the end of a batch; what is answered by then is billed and can be collected.
+
+        With ``timeout_seconds`` the call is made once, and ends by then.
+        """
+        return self._client_within(timeout_seconds).messages.batches.cancel(batch_id)
 
     def delete(self, batch_id: str) -> DeletedMessageBatch:
         """Delete a batch that has ended, with its results."""

@@ -5,7 +5,7 @@ It knows only what stands in the tags of runs and in its cursor; it never opens 
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -14,6 +14,7 @@ import dagster as dg
 import httpx2
 
 from dagster_claude_batch import held_run, holding
+from dagster_claude_batch.doubt import UNSEEN
 from dagster_claude_batch.held_run import HeldRun
 from dagster_claude_batch.landing_job import LEFT_TAG, build_landing_job, op_name_of
 from dagster_claude_batch.resource import ClaudeBatchResource
@@ -36,7 +37,8 @@ class Cursor:
     """What one tick tells the next; moments in seconds since 1970.
 
     ``held`` are the held runs last seen unfinished, ``ended`` runs that ended with something out,
-    and when that was noticed. ``land_at`` is when to ask for a landing run.
+    and when that was noticed. ``unseen`` are batches that the API does not show although it shows
+    others, and since when. ``land_at`` is when to ask for a landing run.
     """
 
     last_look: float = 0.0
@@ -45,6 +47,7 @@ class Cursor:
     pools: dict[str, float] = field(default_factory=dict[str, float])
     land_at: float | None = None
     landing: str | None = None
+    unseen: dict[str, float] = field(default_factory=dict[str, float])
 
     @classmethod
     def load(cls, text: str | None) -> "Cursor":
@@ -61,10 +64,14 @@ class Cursor:
 
 @dataclass(frozen=True)
 class Look:
-    """What the API showed: which batches have ended, and how many requests are in the queue."""
+    """What the API showed: which batches have ended, and how many requests are in the queue.
+
+    ``unseen`` are batches that it does not show, although it shows others of ours.
+    """
 
     ended: frozenset[str] = frozenset()
     in_queue: int = 0
+    unseen: frozenset[str] = frozenset()
 
 
 def may_go(held: HeldRun, look: Look, now: datetime, window: int) -> bool:
@@ -79,10 +86,10 @@ def may_go(held: HeldRun, look: Look, now: datetime, window: int) -> bool:
 def _is_due(wait: Waiting, look: Look, now: datetime, window: int) -> bool:
     if wait.not_before is not None and now >= wait.not_before:
         return True
-    if not wait.unsent:
-        return False
-    if wait.batch_ids:
+    if wait.batch_ids and (wait.unsent or wait.any_end):
         return not look.ended.isdisjoint(wait.batch_ids)
+    if not wait.unsent or wait.send_after is not None:
+        return False
     return look.in_queue + wait.needs <= window
 
 
@@ -161,9 +168,17 @@ class Tick:
             return None, nothing
         self.cursor.last_look = self.now.timestamp()
         try:
-            return None, look_at(self.claude, wanted, for_room=for_room)
+            return None, self._with_unseen(look_at(self.claude, wanted, for_room=for_room))
         except (anthropic.AnthropicError, httpx2.HTTPError) as error:
             return f"The API could not be asked ({type(error).__name__}: {error}).", nothing
+
+    def _with_unseen(self, look: Look) -> Look:
+        """Let a run look after batches that have not been seen for long, once in that time."""
+        now = self.now.timestamp()
+        since = {batch_id: self.cursor.unseen.get(batch_id, now) for batch_id in look.unseen}
+        long = {batch_id for batch_id in since if now - since[batch_id] > UNSEEN.total_seconds()}
+        self.cursor.unseen = {**since, **dict.fromkeys(long, now)}
+        return replace(look, ended=look.ended | long)
 
     def _next_look(self, waiting: Sequence[HeldRun]) -> datetime:
         """When the youngest batch is to be looked at again, and with it all others."""
@@ -257,6 +272,8 @@ class Tick:
             for run_id, since in self.cursor.ended.items()
             if now - since > self.grace.total_seconds()
         ]
+        if self.cursor.land_at is None and held_run.watchers(self.instance, self.claude_resource):
+            self.cursor.land_at = now + UNSEEN.total_seconds()
         if not ripe and (self.cursor.land_at is None or now < self.cursor.land_at):
             return []
         self.cursor.ended = {
@@ -307,7 +324,8 @@ def look_at(claude: ClaudeBatchResource, wanted: set[str], *, for_room: bool) ->
     in_queue = claude.max_in_flight_requests
     if for_room:
         in_queue = claude.requests_in_queue(timeout_seconds=_API_TIMEOUT_SECONDS)
-    return Look(frozenset(ended), in_queue)
+    unseen = wanted.difference(found) if found else ()
+    return Look(frozenset(ended), in_queue, frozenset(unseen))
 
 
 def describe(waiting: Sequence[HeldRun], now: datetime, next_look: datetime) -> str:

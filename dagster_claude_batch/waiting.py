@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from typing import Any, Literal
 
 import dagster as dg
@@ -13,7 +14,7 @@ from dagster_claude_batch import finishing, held_run, holding, ledger
 from dagster_claude_batch.advance import Engine
 from dagster_claude_batch.batch_asset import BatchAsset, batch_asset, engine_for
 from dagster_claude_batch.config import ClaudeBatchConfig
-from dagster_claude_batch.errors import NoSensorError
+from dagster_claude_batch.errors import MaterializationCancelledError, NoSensorError
 from dagster_claude_batch.ledger import Materialization, MaterializationConfig
 from dagster_claude_batch.report import PartitionReport, partitions_with_rows, report_on
 from dagster_claude_batch.warehouse import Connection
@@ -29,7 +30,9 @@ def materialize(
         yield from finishing.check_results(run.key, asset.declaration, run.reports([]))
         return
     materializations = run.engine.attach(
-        run.partitions, MaterializationConfig(config.refresh, config.retry_failed)
+        run.partitions,
+        MaterializationConfig(config.refresh, config.retry_failed),
+        is_given_up=partial(held_run.were_given_up, context.instance),
     )
     if run.is_done(materializations):
         yield from finishing.finish(
@@ -97,31 +100,63 @@ class Run:
         return self.engine.warehouse.transact(work)
 
     def is_done(self, materializations: Sequence[Materialization]) -> bool:
-        """Advance; wait in the run, or leave a held run to collect. False if one was left."""
-        reason = self._why_in_the_run()
+        """Advance; wait in the run, or leave a held run to collect. False if one was left.
+
+        Raises:
+            MaterializationCancelledError: Somebody else has cancelled it meanwhile.
+        """
         self._materializations = materializations
+        try:
+            is_done = self._advance()
+        except Exception:
+            if not self.engine.may_be_out(materializations):
+                self._undo()
+            raise
+        except BaseException:
+            self._give_up()
+            raise
+        if is_done:
+            self._say_settled()
+            if self.engine.is_cancelled(materializations):
+                raise MaterializationCancelledError(self.asset.declaration.asset)
+        return is_done
+
+    def _advance(self) -> bool:
+        """Do what can be done now, and see to the rest; False if a held run will."""
+        reason = self._why_in_the_run()
         self._say_at_work()
         if reason is None:
             self.engine.before_sending = self._hold
         else:
             self.engine.before_sending = self._announce_waiting_here
             self.context.log.info(f"This run waits for its batches itself: {reason}.")
-        try:
-            waiting = self.engine.advance(materializations)
-        except Exception:
-            if not self.engine.may_be_out(materializations):
-                self._undo()
-            raise
+        waiting = self.engine.advance(self._materializations)
         if waiting is None:
             self._undo()
         elif reason is None:
             self._leave(waiting)
-            return False
         else:
             self._announce_waiting_here()
-            self._wait_here(materializations, waiting)
-        self._say_settled()
-        return True
+            self._wait_here(waiting)
+        if self.engine.gave_up:
+            tags = {held_run.GAVE_UP_TAG: self.asset.claude_resource}
+            self.context.instance.add_run_tags(self.context.run.run_id, tags)
+        return waiting is None or reason is not None
+
+    def _give_up(self) -> None:
+        """Somebody terminates the run: cancel what nobody else works on.
+
+        What was answered by then is landed by the landing job, or by the next materialization.
+        """
+        self.context.log.info("Terminated: what is out, and nobody else waits for, is cancelled.")
+        instance, mine = self.context.instance, {self.context.run.run_id, self._held_id}
+        for each in self._materializations:
+            others = [run for run in self.engine.runs_of(each) if run not in mine]
+            if not any(held_run.is_alive(instance, run_id) for run_id in others):
+                self.engine.cancel(each)
+        if self.engine.may_be_out(self._materializations):
+            self._announce_waiting_here()
+        self._undo()
 
     def _why_in_the_run(self) -> str | None:
         if self.wait == "run":
@@ -231,7 +266,7 @@ class Run:
 
     # --- in the run -------------------------------------------------------------------------
 
-    def _wait_here(self, materializations: Sequence[Materialization], waiting: Waiting) -> None:
+    def _wait_here(self, waiting: Waiting) -> None:
         interval = timedelta(seconds=self.engine.claude.poll_interval_seconds)
         left: Waiting | None = waiting
         while left is not None:
@@ -245,7 +280,7 @@ class Run:
                 f"next look in {pause.total_seconds():.0f} s."
             )
             time.sleep(max(0.01, pause.total_seconds()))
-            left = self.engine.advance(materializations)
+            left = self.engine.advance(self._materializations)
 
 
 def sensor_problem(context: dg.AssetExecutionContext, claude_resource: str) -> str | None:

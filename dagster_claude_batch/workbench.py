@@ -93,7 +93,8 @@ class Workbench:
     """One asset's declaration, with all that is needed to work on it.
 
     ``slices_of`` tells which rows a partition key stands for; ``before_sending`` is called once,
-    after all checks and before anything is paid for.
+    after all checks and before anything is paid for. ``gave_up`` becomes true when something is
+    sent anew whose first batch, if there is one, may still appear.
     """
 
     declaration: Declaration
@@ -104,6 +105,7 @@ class Workbench:
     before_sending: Callable[[], None] = lambda: None
     log: logging.Logger = field(default=logging.getLogger(__name__))
     sleep: Callable[[float], None] = time.sleep
+    gave_up: bool = False
 
     def read(self, materializations: Sequence[Materialization]) -> list[Outstanding]:
         """How the materializations stand now, and what they have out."""
