@@ -42,7 +42,7 @@ class Engine(Workbench):
         """Find or begin what this run works on. See `planning.attach`."""
         now = self.claude.now()
         slices = self.slices_of(partitions)
-        return self.warehouse.transact(
+        attached = self.warehouse.transact(
             lambda connection: attach(
                 connection,
                 self.declaration,
@@ -53,6 +53,8 @@ class Engine(Workbench):
                 is_given_up=is_given_up,
             )
         )
+        self.warehouse = self.warehouse.with_ledger()
+        return attached
 
     def attach_run(self, run_id: str, materializations: Sequence[Materialization]) -> None:
         """Note that another run is going to work on these."""
@@ -131,8 +133,12 @@ class Engine(Workbench):
 
         A materialization is abandoned if one of ``abandoned_runs`` worked on it and no run that
         is alive does. What is left has to be settled again, later.
+
+        Raises:
+            LedgerLostError: The database is not there.
         """
         left = 0
+        self.warehouse.require_file()
         self._reconciler.watch()
         for each, runs in self.warehouse.transact(self._unlanded):
             if any(is_alive(run_id) for run_id in runs):

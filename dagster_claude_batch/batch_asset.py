@@ -1,9 +1,11 @@
 """A declared asset among Dagster's definitions, and the engine that works on it."""
 
+import re
 import weakref
 from collections.abc import Generator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Final, Literal
 
 import dagster as dg
@@ -13,6 +15,7 @@ from dagster_duckdb import DuckDBResource
 from dagster_claude_batch import partitions
 from dagster_claude_batch.advance import Engine
 from dagster_claude_batch.declaration import Declaration
+from dagster_claude_batch.duckdb_errors import without_credentials
 from dagster_claude_batch.planning import RunIdentity
 from dagster_claude_batch.resource import ClaudeBatchResource
 from dagster_claude_batch.warehouse import Connection, Warehouse
@@ -66,21 +69,42 @@ def engine_for(
     claude: ClaudeBatchResource,
     run_id: str,
     retry_of: str | None = None,
+    has_ledger: bool = False,
     log: Any,  # noqa: ANN401  # Dagster's log manager is no logging.Logger to a type checker
 ) -> Engine:
-    """Put a declaration to work with the resources of a run."""
+    """Put a declaration to work with the resources of a run.
+
+    ``has_ledger``: the run has been noted in the ledger before it began, as one that collects.
+    """
     return Engine(
         asset.declaration,
         Warehouse(
             lambda: open_connection(database),
+            name=_name_of(database),
+            file=_file_of(database),
+            has_ledger=has_ledger,
             lock_timeout_seconds=claude.lock_timeout_seconds,
             log=log,
         ),
         claude,
-        RunIdentity(run_id, retry_of),
+        RunIdentity(run_id, retry_of, has_ledger),
         lambda keys: partitions.slices(asset.partitions_def, keys),
         log=log,
     )
+
+
+def _name_of(resource: object) -> str:
+    """What to call a resource's database; an address may carry a token."""
+    database = getattr(resource, "database", None)
+    return without_credentials(database) if isinstance(database, str) else "of the run"
+
+
+def _file_of(resource: object) -> Path | None:
+    """The database's file; None for one that is in memory or has an address (``md:…``)."""
+    if not isinstance(resource, DuckDBResource):
+        return None
+    has_address = re.match(r"[a-z0-9_]{2,}:|:memory:|$", resource.database, re.IGNORECASE)
+    return None if has_address else Path(resource.database)
 
 
 def open_connection(resource: Any) -> AbstractContextManager[Connection]:  # noqa: ANN401  # any resource that opens DuckDB

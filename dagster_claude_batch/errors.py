@@ -1,6 +1,11 @@
 """Everything that this package raises on purpose."""
 
 from collections.abc import Sequence
+from typing import Final
+
+_NOTHING_IS_LOST: Final = (
+    "Nothing is lost: what had been sent is found and collected later, and never sent twice."
+)
 
 
 class ClaudeBatchError(Exception):
@@ -138,11 +143,12 @@ class LostChunkError(ClaudeBatchError):
 class DatabaseLockedError(ClaudeBatchError):
     """Another process held the DuckDB file for too long."""
 
-    def __init__(self, holder: str, *, waited: float) -> None:
+    def __init__(self, holder: str, *, waited: float, database: str) -> None:
         super().__init__(
-            f"The DuckDB file was locked by {holder} for {waited:.0f} s. Nothing was changed and "
-            "nothing is lost: materialize again once the file is free. DuckDB lets only one "
-            "process at a time open a file for writing; close interactive sessions on it."
+            f"The DuckDB database {database} was locked by {holder} for {waited:.0f} s. What was "
+            f"to be read or written now was not. {_NOTHING_IS_LOST} DuckDB lets only one process "
+            "at a time open a file for writing: close that one, or wait longer with "
+            "`lock_timeout_seconds` of the Claude resource; then materialize again."
         )
 
 
@@ -230,4 +236,28 @@ class MaterializationDoneError(ClaudeBatchError):
             f"This run is an automatic retry of run {parent_run_id}, whose materialization of "
             f"asset {asset!r} is done: retrying by itself would only pay again, so nothing was "
             "sent. Read why that run failed, then materialize the partition again."
+        )
+
+
+class DatabaseFailedError(ClaudeBatchError):
+    """The database could not be opened, read or written, for another reason than a lock."""
+
+    def __init__(self, database: str, problem: str) -> None:
+        super().__init__(
+            f"DuckDB failed while working on the database {database}: {problem} What was to be "
+            f"read or written now was not. {_NOTHING_IS_LOST} See that the database is in its "
+            "place, can be read and written, and has room on its disk; then materialize again."
+        )
+
+
+class LedgerLostError(ClaudeBatchError):
+    """The ledger that this run had begun, or was made for, is not where it was."""
+
+    def __init__(self, database: str, problem: str) -> None:
+        super().__init__(
+            f"The ledger of this run is not in the DuckDB database {database}: {problem} Nothing "
+            "was created, planned, sent or collected, for what is out would be paid for twice. "
+            "Put the database back with all that stood beside it (`.wal`), then materialize "
+            "again: what was sent is found and collected, up to 29 days after its sending. If "
+            "the database is gone for good, materializing again asks and pays for everything anew."
         )

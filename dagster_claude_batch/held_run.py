@@ -86,11 +86,21 @@ def pool_of(run_id: str) -> str:
     return f"{POOL_PREFIX}{run_id[:8]}"
 
 
+def attached_tag(asset: dg.AssetKey) -> str:
+    """On a held run of which the ledger knows that it is to collect for this asset."""
+    return f"{OURS}attached.{_name_of(asset)}"
+
+
+def _name_of(asset: dg.AssetKey) -> str:
+    """A short name for use in tags."""
+    return uuid.uuid5(uuid.NAMESPACE_URL, asset.to_string()).hex[:12]
+
+
 def describe(
     instance: dg.DagsterInstance, held_id: str, asset: dg.AssetKey, waiting: Waiting
 ) -> None:
     """Write what is waited for into the held run's tags, for the sensor and for people."""
-    name = uuid.uuid5(uuid.NAMESPACE_URL, asset.to_string()).hex[:12]
+    name = _name_of(asset)
     pages = [
         waiting.batch_ids[start : start + _IDS_IN_A_TAG]
         for start in range(0, len(waiting.batch_ids), _IDS_IN_A_TAG)

@@ -26,6 +26,7 @@ from dagster_claude_batch.due import (
 )
 from dagster_claude_batch.errors import (
     ColumnCollisionError,
+    LedgerLostError,
     MaterializationDoneError,
     OversizedRequestError,
 )
@@ -53,10 +54,14 @@ _REQUEST_OVERHEAD: Final = 100
 
 @dataclass(frozen=True)
 class RunIdentity:
-    """The run that asks; ``retry_of`` is set only where Dagster itself launched it as a retry."""
+    """The run that asks; ``retry_of`` is set only where Dagster itself launched it as a retry.
+
+    ``is_known``: the ledger was told of the run before it began, for it is to collect.
+    """
 
     run_id: str
     retry_of: str | None = None
+    is_known: bool = False
 
 
 def attach(
@@ -76,6 +81,7 @@ def attach(
 
     Raises:
         MaterializationDoneError: The run is an automatic retry, and there is nothing left to do.
+        LedgerLostError: The run is to collect what this ledger does not know.
         SourceNotFoundError, MissingColumnError, NullRowKeyError, DuplicateRowKeyError,
         ColumnCollisionError, ColumnTypeChangedError, OversizedRequestError: Nothing was planned.
     """
@@ -94,12 +100,13 @@ def _known_to_the_ledger(
 ) -> list[Materialization]:
     asset = declaration.asset
     known = ledger.materializations_of_run(connection, asset, run.run_id)
-    if known or run.retry_of is None:
-        return known
-    of_parent = ledger.materializations_of_run(connection, asset, run.retry_of)
-    if of_parent and not any(each.state == "open" for each in of_parent):
-        raise MaterializationDoneError(asset, run.retry_of)
-    return of_parent
+    if not known and run.retry_of is not None:
+        known = ledger.materializations_of_run(connection, asset, run.retry_of)
+        if known and not any(each.state == "open" for each in known):
+            raise MaterializationDoneError(asset, run.retry_of)
+    if not known and run.is_known:
+        raise LedgerLostError("of the run", "it does not know this run.")
+    return known
 
 
 def _join_or_open(

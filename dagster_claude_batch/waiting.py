@@ -55,12 +55,17 @@ class Run:
         run = self.context.run
         # Only Dagster's own retries carry a number: a person's re-execution asks anew.
         is_retry = RETRY_NUMBER_TAG in run.tags
+        # A person's re-execution has a held run's tags too, and a parent.
+        is_attached = held_run.attached_tag(self.key) in run.tags and (
+            is_retry or PARENT_RUN_ID_TAG not in run.tags
+        )
         self.engine = engine_for(
             self.asset,
             database=getattr(self.context.resources, self.asset.duckdb_resource),
             claude=getattr(self.context.resources, self.asset.claude_resource),
             run_id=run.run_id,
             retry_of=run.tags.get(PARENT_RUN_ID_TAG) if is_retry else None,
+            has_ledger=is_attached,
             log=self.context.log,
         )
 
@@ -208,6 +213,8 @@ class Run:
             batch_assets=set(self._batch_assets()) - self._materialized_here(),
             claude_resource=self.asset.claude_resource,
         )
+        attached = {held_run.attached_tag(self.key): run.run_id}
+        self.context.instance.add_run_tags(held_id, attached)
 
     def _batch_assets(self) -> dict[dg.AssetKey, BatchAsset]:
         """The batch assets of the run."""

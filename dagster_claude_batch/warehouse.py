@@ -6,17 +6,22 @@ something is sent, downloaded or waited for.
 
 import logging
 import random
-import re
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
-from dataclasses import dataclass, field
-from typing import Any, TypeVar, cast
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final, TypeVar, cast
 
 import duckdb
 import pyarrow as pa
 
-from dagster_claude_batch.errors import DatabaseLockedError
+from dagster_claude_batch import duckdb_errors
+from dagster_claude_batch.errors import (
+    DatabaseFailedError,
+    DatabaseLockedError,
+    LedgerLostError,
+)
 
 Connection = duckdb.DuckDBPyConnection
 OpenConnection = Callable[[], AbstractContextManager[Connection]]
@@ -28,62 +33,162 @@ ROWS_PER_ARROW_BATCH = 8_192
 _CONFLICTS = 20
 """How often a transaction that lost against another one is tried again."""
 
+_LONGEST_PAUSE: Final = 2.0
+_FIRST_WORD: Final = 1.0
+_WORRYING: Final = 30.0
+"""Seconds: between two tries for a lock; until it is mentioned; until that is a warning."""
+
 
 @dataclass(frozen=True)
 class Warehouse:
     """Where the source, the answers, the failures and the ledger are.
 
     ``open_connection`` yields a connection that is ours until its context ends. A lock held by
-    another process is waited for, ``lock_timeout_seconds`` at most, in pauses with jitter.
+    another process is waited for, ``lock_timeout_seconds`` at most in one transaction, in pauses
+    with jitter. ``name`` is what people call the database, ``file`` where it is if it is a local
+    file. ``has_ledger``: see `with_ledger`.
     """
 
     open_connection: OpenConnection
+    name: str = "of the run"
+    file: Path | None = None
+    has_ledger: bool = False
     lock_timeout_seconds: float = 600.0
     log: logging.Logger = field(default=logging.getLogger(__name__))
     sleep: Callable[[float], None] = time.sleep
+    clock: Callable[[], float] = time.monotonic
+
+    def with_ledger(self) -> "Warehouse":
+        """The same, known to hold a ledger: without one, nothing is read, written or created.
+
+        DuckDB makes an empty database where a file is missing, and drops the write-ahead log that
+        was left beside it: a run that has something out must not come across such a one.
+        """
+        return replace(self, has_ledger=True)
 
     def transact(self, work: Callable[[Connection], T]) -> T:
         """Run ``work`` in one transaction, and again as a whole if another one got in its way.
 
         Raises:
             DatabaseLockedError: Another process held the file for too long. Nothing was changed.
+            DatabaseFailedError: The database could not be opened, read or written.
+            LedgerLostError: There is no ledger where there was one.
+            KeyboardInterrupt: A signal ended a query.
         """
-        for attempt in range(_CONFLICTS):
-            try:
-                with self._connection() as connection:
-                    return _in_transaction(connection, work)
-            except duckdb.TransactionException as error:
-                if attempt == _CONFLICTS - 1 or not is_conflict(error):
-                    raise
-            self.sleep(random.uniform(0.01, 0.05 * (attempt + 1)))  # noqa: S311  # jitter, no secret
+        patience = _Patience(self)
+        with self._explaining_failures():
+            for attempt in range(_CONFLICTS):
+                try:
+                    with self._connection(patience) as connection:
+                        return _in_transaction(connection, work)
+                except duckdb.TransactionException as error:
+                    if attempt == _CONFLICTS - 1 or not duckdb_errors.is_conflict(error):
+                        raise
+                self.sleep(random.uniform(0.01, 0.05 * (attempt + 1)))  # noqa: S311  # jitter, no secret
         raise AssertionError  # pragma: no cover  # the last attempt returned or raised
 
     @contextmanager
-    def _connection(self) -> Generator[Connection]:
+    def _explaining_failures(self) -> Generator[None]:
+        try:
+            yield
+        except (duckdb.Error, OSError, RuntimeError) as error:
+            if duckdb_errors.is_signal(error):
+                raise KeyboardInterrupt from error
+            if not duckdb_errors.is_failure(error):
+                raise
+            raise DatabaseFailedError(self.name, duckdb_errors.problem_of(error)) from error
+
+    @contextmanager
+    def _connection(self, patience: "_Patience") -> Generator[Connection]:
         with ExitStack() as stack:
-            connection = self._enter(stack)
+            connection = self._enter(stack, patience)
             stack.enter_context(closing(connection))
             connection.execute("SET produce_arrow_string_view = false")
+            if self.has_ledger:
+                self._require_ledger(connection)
             yield connection
 
-    def _enter(self, stack: ExitStack) -> Connection:
+    def _enter(self, stack: ExitStack, patience: "_Patience") -> Connection:
         """Open the database, waiting for a lock that another process holds."""
-        deadline = time.monotonic() + self.lock_timeout_seconds
-        pause = 0.05
+        patience.begin()
         while True:
+            if self.has_ledger:
+                self.require_file()
             try:
-                return stack.enter_context(self.open_connection())
-            except duckdb.IOException as error:
-                left = deadline - time.monotonic()
-                if not is_lock(error):
-                    raise
-                if left <= 0:
-                    raise DatabaseLockedError(
-                        holder(error), waited=self.lock_timeout_seconds
-                    ) from error
-                self.log.debug("The database is held by %s; waiting.", holder(error))
-            self.sleep(min(left, random.uniform(pause / 2, pause)))  # noqa: S311  # jitter, no secret
-            pause = min(2.0, pause * 1.5)
+                connection = stack.enter_context(self.open_connection())
+            except duckdb.Error as error:
+                if not duckdb_errors.is_lock(error):
+                    problem = duckdb_errors.problem_of(error)
+                    raise DatabaseFailedError(self.name, problem) from error
+                patience.wait(error)
+            else:
+                patience.end()
+                return connection
+
+    def require_file(self) -> None:
+        """Make sure that opening the database does not make a new one.
+
+        Raises:
+            LedgerLostError: Its file is not there.
+        """
+        if self.file is not None and not self.file.exists():
+            raise LedgerLostError(self.name, "the file is not there any more.")
+
+    def _require_ledger(self, connection: Connection) -> None:
+        try:
+            connection.execute("SELECT version FROM claude_batch.ledger LIMIT 0")
+        except duckdb.CatalogException as error:
+            problem = "it has no ledger any more; another database has taken its place."
+            raise LedgerLostError(self.name, problem) from error
+
+
+@dataclass
+class _Patience:
+    """How long one transaction has waited for locks, over all its tries; seconds."""
+
+    warehouse: Warehouse
+    waited: float = 0.0
+    pause: float = 0.05
+    speaks_at: float = _FIRST_WORD
+    since: float = 0.0
+
+    def begin(self) -> None:
+        self.since = self.warehouse.clock() - self.waited
+
+    def wait(self, error: duckdb.Error) -> None:
+        """Pause, unless the time is up.
+
+        Raises:
+            DatabaseLockedError: It is.
+        """
+        house = self.warehouse
+        self.waited = house.clock() - self.since
+        left = house.lock_timeout_seconds - self.waited
+        holder = duckdb_errors.holder(error)
+        if left <= 0:
+            raise DatabaseLockedError(holder, waited=self.waited, database=house.name) from error
+        if self.waited >= self.speaks_at:
+            self._say(holder, left)
+        house.sleep(min(left, random.uniform(self.pause / 2, self.pause)))  # noqa: S311  # jitter, no secret
+        self.pause = min(_LONGEST_PAUSE, self.pause * 1.5)
+
+    def _say(self, holder: str, left: float) -> None:
+        """Name the holder, three times as rarely from one time to the next."""
+        self.speaks_at = 3 * self.waited
+        level = logging.WARNING if self.waited >= _WORRYING else logging.INFO
+        self.warehouse.log.log(
+            level,
+            f"The DuckDB database {self.warehouse.name} is locked by {holder}: waiting for "
+            f"{self.waited:.0f} s, giving up in {left:.0f} s.",
+        )
+
+    def end(self) -> None:
+        self.waited = self.warehouse.clock() - self.since
+        if self.speaks_at > _FIRST_WORD:
+            self.warehouse.log.info(
+                f"The DuckDB database is free again, after {self.waited:.0f} s."
+            )
+            self.speaks_at = _FIRST_WORD
 
 
 def _in_transaction(connection: Connection, work: Callable[[Connection], T]) -> T:
@@ -103,22 +208,6 @@ def _roll_back(connection: Connection) -> None:
         connection.rollback()
     except duckdb.Error:
         return
-
-
-def is_lock(error: duckdb.Error) -> bool:
-    """Whether another process holds the database file."""
-    return "set lock on file" in str(error) or "Conflicting lock" in str(error)
-
-
-def is_conflict(error: duckdb.Error) -> bool:
-    """Whether the transaction lost against another one and can be run again."""
-    return "conflict" in str(error).lower()
-
-
-def holder(error: duckdb.Error) -> str:
-    """Name the process that holds the lock, as DuckDB names it."""
-    found = re.search(r"held in (.+?\(PID \d+\))", str(error))
-    return found.group(1) if found else "another process"
 
 
 def read_arrow(

@@ -21,6 +21,7 @@ from dagster_claude_batch.advance import Engine
 from dagster_claude_batch.batch_asset import batch_asset, engine_for
 from dagster_claude_batch.ledger import Materialization, MaterializationConfig
 from dagster_claude_batch.simulator import Reply, Simulator, SimulatorTransport
+from dagster_claude_batch.warehouse import Warehouse
 from dagster_claude_batch.workbench import Waiting
 
 
@@ -180,6 +181,11 @@ DECLARED = {
 }
 
 
+def as_it_is(warehouse: Warehouse) -> Warehouse:
+    """What is done to a run's warehouse where a test wants nothing of it."""
+    return warehouse
+
+
 class Project:
     """A declared asset over a table ``texts(corpus, id, text)`` in a DuckDB file."""
 
@@ -190,6 +196,7 @@ class Project:
         self.path = directory / "warehouse.duckdb"
         self.claude = WiredClaude(path=str(directory / "simulator"), **(claude or {}))
         self.duckdb = DuckDBResource(database=str(self.path))
+        self.rewire = as_it_is
         self.declare(**declared)
 
     def declare(self, **declared: Any) -> None:
@@ -239,7 +246,13 @@ class Project:
 
     # --- runs -------------------------------------------------------------------------------
 
-    def engine(self, *, run_id: str | None = None, retry_of: str | None = None) -> Engine:
+    def engine(
+        self,
+        *,
+        run_id: str | None = None,
+        retry_of: str | None = None,
+        has_ledger: bool = False,
+    ) -> Engine:
         """A run's engine, whose pauses pass at once."""
         engine = engine_for(
             self.asset,
@@ -247,16 +260,22 @@ class Project:
             claude=self.claude,
             run_id=run_id or str(uuid4()),
             retry_of=retry_of,
+            has_ledger=has_ledger,
             log=dg.get_dagster_logger(),
         )
         engine.sleep = lambda seconds: self.claude.simulator.advance(timedelta(seconds=seconds))
+        engine.warehouse = self.rewire(engine.warehouse)
         return engine
 
     def start(
-        self, *partitions: str | None, run_id: str | None = None, **config: Any
+        self,
+        *partitions: str | None,
+        run_id: str | None = None,
+        has_ledger: bool = False,
+        **config: Any,
     ) -> "RunOfTest":
         """Let a run do what it can do now."""
-        run = RunOfTest(self, self.engine(run_id=run_id))
+        run = RunOfTest(self, self.engine(run_id=run_id, has_ledger=has_ledger))
         run.materializations = run.engine.attach(
             partitions or ("tweets",), MaterializationConfig(**config)
         )

@@ -1,0 +1,73 @@
+"""What DuckDB's errors mean: a lock, a conflict, a database that cannot be worked with."""
+
+import re
+from typing import Final
+
+import duckdb
+
+_SHOWN: Final = 400
+"""Characters of a message: a fatal error's goes on with a stack trace."""
+
+_FAILURES: Final = (
+    duckdb.IOException,
+    duckdb.FatalException,
+    duckdb.InternalException,
+    duckdb.ConnectionException,
+    duckdb.InterruptException,
+    duckdb.OutOfMemoryException,
+)
+
+_FAILURES_IN_STREAMS: Final = re.compile(
+    r"(IO|FATAL|INTERNAL|Connection|INTERRUPT|Out of Memory|HTTP) Error:"
+)
+"""How such a message begins when it passed through an Arrow stream, which makes it an OSError."""
+
+_SECRETS: Final = re.compile(r"(?i)((?:token|password|secret|key)\w*\s*=\s*)[^\s&'\";]+")
+
+
+def is_lock(error: duckdb.Error) -> bool:
+    """Whether another process holds the database file."""
+    return "set lock on file" in str(error) or "Conflicting lock" in str(error)
+
+
+def is_conflict(error: duckdb.Error) -> bool:
+    """Whether the transaction lost against another one and can be run again."""
+    return "conflict" in str(error).lower() and not _could_not_write(error)
+
+
+def is_failure(error: Exception) -> bool:
+    """Whether the database failed, or what is below it; never what is wrong with some SQL."""
+    if isinstance(error, duckdb.TransactionException):
+        return _could_not_write(error) or is_conflict(error)
+    if isinstance(error, _FAILURES) or "attached in read-only mode" in str(error):
+        return True
+    if isinstance(error, OSError):
+        return _FAILURES_IN_STREAMS.match(str(error)) is not None
+    return type(error) is duckdb.Error  # a checksum that does not match has no class of its own
+
+
+def is_signal(error: Exception) -> bool:
+    """Whether a signal ended a query; DuckDB puts this in place of what its handler raised."""
+    return isinstance(error, RuntimeError | OSError) and "Query interrupted" in str(error)
+
+
+def holder(error: duckdb.Error) -> str:
+    """Name the process that holds the lock, as DuckDB names it."""
+    found = re.search(r"held in (.+?\(PID \d+\))", str(error))
+    return found.group(1) if found else "another process"
+
+
+def problem_of(error: Exception) -> str:
+    """What DuckDB says, as one line and without credentials."""
+    text = " ".join(str(error).partition("\nStack Trace")[0].split())
+    shown = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+    return without_credentials(shown).rstrip(".!") + "."
+
+
+def without_credentials(text: str) -> str:
+    """A database's name or a message, without what may let somebody in."""
+    return _SECRETS.sub(r"\1…", text)
+
+
+def _could_not_write(error: duckdb.Error) -> bool:
+    return "Failed to commit: Could not" in str(error)
