@@ -6,6 +6,7 @@ Works on an in-memory DuckDB of its own, so that the warehouse stays free meanwh
 import json
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
@@ -136,22 +137,24 @@ def _named(file: IO[bytes]) -> Generator[str]:
     """Give an open file without a name a path that this process can open."""
     file.flush()
     file.seek(0)
-    path = f"/dev/fd/{file.fileno()}"
-    if _is_same(path, file):
+    path = _path_of(file)
+    if path is not None:
         yield path
         return
-    with tempfile.TemporaryDirectory() as directory:  # open to its owner alone
-        copy = Path(directory) / "results.jsonl"
-        with copy.open("xb") as target:
-            target.writelines(file)
-        yield str(copy)
+    with tempfile.NamedTemporaryFile(suffix=".jsonl") as copy:  # open to its owner alone
+        shutil.copyfileobj(file, copy)
+        copy.flush()
+        yield copy.name
 
 
-def _is_same(path: str, file: IO[bytes]) -> bool:
+def _path_of(file: IO[bytes]) -> str | None:
+    """The path by which Linux and macOS show an open file, if this system does."""
     try:
-        return os.path.samestat(Path(path).stat(), os.fstat(file.fileno()))
+        descriptor = file.fileno()
+        path = Path(f"/dev/fd/{descriptor}")
+        return str(path) if os.path.samestat(path.stat(), os.fstat(descriptor)) else None
     except OSError:
-        return False
+        return None
 
 
 # --- by Python ------------------------------------------------------------------------------
