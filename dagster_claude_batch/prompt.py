@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 HASH_VERSION: Final = "v1"
@@ -20,7 +20,7 @@ class Template:
     ``texts`` has one element more than ``columns``: the text before, between and after them.
     """
 
-    texts: tuple[str, ...]
+    texts: tuple[str, ...] = field(repr=False)  # no prompt in a log
     columns: tuple[str, ...]
 
     @classmethod
@@ -59,8 +59,8 @@ class RequestShape:
     """
 
     model: str
-    system: str | list[dict[str, Any]] | None
-    params: Mapping[str, Any]
+    system: str | list[dict[str, Any]] | None = field(repr=False)  # no prompt in a log
+    params: Mapping[str, Any] = field(repr=False)
     schema: Mapping[str, Any] | None
     declared_schema: Mapping[str, Any] | None
 

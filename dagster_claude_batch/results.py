@@ -1,29 +1,31 @@
-"""Results file → staged rows: what each result line says, checked by the output model.
+"""Results file → staged rows: what each result line says, checked by the output model."""
 
-Works on an in-memory DuckDB of its own, so that the warehouse stays free meanwhile.
-"""
-
-import json
-import tempfile
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+import re
+from collections.abc import Iterable
 from typing import IO, Any, Final
 
+import anthropic
 import duckdb
+import httpx2
 import pyarrow as pa
 from anthropic.types.messages import MessageBatch
-from pydantic import BaseModel
 
-from dagster_claude_batch.errors import InvalidOutputError
+from dagster_claude_batch.errors import ClaudeBatchError, InvalidOutputError
+from dagster_claude_batch.one_line import one_line
 from dagster_claude_batch.outcomes import failure_of_stop_reason
 from dagster_claude_batch.output import Output
 from dagster_claude_batch.resource import ClaudeBatchResource
-from dagster_claude_batch.submission import nonce_in, ordinal_in, size_of
-from dagster_claude_batch.warehouse import columns_of, read_arrow
+from dagster_claude_batch.result_lines import (
+    Line,
+    private_file,
+    raw_results,
+    read_bad_lines,
+    read_lines,
+)
+from dagster_claude_batch.submission import size_of
 
 DOWNLOADS: Final = 3
-"""How often a download that lacks lines is repeated before these lines count as missing."""
+"""How often a download that breaks or lacks lines is tried in all."""
 
 STAGED: Final = pa.schema(
     [
@@ -47,241 +49,188 @@ STAGED: Final = pa.schema(
 """One row a result. ``outcome`` is NULL for an answer, whose columns ``answer`` then is as JSON;
 ``cache_write_tokens`` includes those of one hour."""
 
-_COLUMNS: Final = {
-    "custom_id": "VARCHAR",
-    "result": """STRUCT(
-        "type" VARCHAR,
-        message STRUCT(
-            model VARCHAR,
-            stop_reason VARCHAR,
-            stop_details STRUCT(category VARCHAR, explanation VARCHAR),
-            content STRUCT("type" VARCHAR, "text" VARCHAR, input JSON)[],
-            usage STRUCT(
-                input_tokens BIGINT, output_tokens BIGINT, cache_read_input_tokens BIGINT,
-                cache_creation_input_tokens BIGINT,
-                cache_creation STRUCT(ephemeral_1h_input_tokens BIGINT),
-                server_tool_use STRUCT(web_search_requests BIGINT))),
-        error STRUCT(request_id VARCHAR, error STRUCT("type" VARCHAR, message VARCHAR)))""",
-}
 
-_LINES: Final = """
-    SELECT custom_id, result."type" AS type, message.model, message.stop_reason,
-        message.stop_details.explanation AS explanation,
-        coalesce(
-            list_aggregate(list_transform(list_filter(
-                message.content, lambda b: b."type" = 'text'), lambda b: b."text"),
-                'string_agg', ''),
-            CAST(list_transform(list_filter(
-                message.content, lambda b: b."type" = 'tool_use'), lambda b: b.input)[1] AS VARCHAR)
-        ) AS text,
-        usage.input_tokens, usage.output_tokens, usage.cache_read_input_tokens,
-        usage.cache_creation_input_tokens, usage.cache_creation.ephemeral_1h_input_tokens,
-        usage.server_tool_use.web_search_requests,
-        error.error."type" AS error_type, error.error.message AS error_message, error.request_id
-    FROM (SELECT custom_id, result, result.message AS message, result.message.usage AS usage,
-        result.error AS error
-        FROM read_json($path, format = 'newline_delimited', columns = $columns))
-"""
+class ResultsUnavailableError(ClaudeBatchError):
+    """The results of a batch that has ended could not be downloaded whole.
+
+    ``is_gone``: the API itself says that they have been archived, so that waiting is no use.
+    """
+
+    def __init__(self, batch_id: str, reason: str, *, is_gone: bool = False) -> None:
+        self.batch_id = batch_id
+        self.reason = reason
+        self.is_gone = is_gone
+        super().__init__(
+            f"The results of batch {one_line(batch_id)} could not be downloaded: {reason} Nothing "
+            "of this batch was written, and nothing is lost: results can be collected for 29 days. "
+            "Materialize again to collect them."
+        )
 
 
-@dataclass(frozen=True)
-class _Line:
-    """One result line; everything that its kind of result does not have is None."""
-
-    custom_id: str
-    type: str | None
-    model: str | None = None
-    stop_reason: str | None = None
-    explanation: str | None = None
-    text: str | None = None
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    cache_read_tokens: int | None = None
-    cache_write_tokens: int | None = None
-    cache_write_1h_tokens: int | None = None
-    web_searches: int | None = None
-    error_type: str | None = None
-    error_message: str | None = None
-    request_id: str | None = None
+# --- downloading ----------------------------------------------------------------------------
 
 
 def fetch(
     claude: ClaudeBatchResource, batch: MessageBatch, output: Output, *, nonce: str | None
 ) -> pa.Table:
-    """Download and read a batch's results; downloads short of lines are repeated.
+    """Download and read a batch's results, in several tries if lines are lacking or broken.
 
-    Lines that are doubled, or not of this chunk, are left out: the first one counts.
+    What one try has read counts, whatever becomes of the next. Lines that no try brings are left
+    to be missing, but only where each download came to its regular end.
+
+    Raises:
+        ResultsUnavailableError: Not all of it is here, and the rest may still come.
     """
-    staged = STAGED.empty_table()
+    staging = Staging(output, nonce=nonce, size=size_of(batch))
+    broken: list[str] = []
     for _ in range(DOWNLOADS):
-        with tempfile.NamedTemporaryFile(suffix=".jsonl") as file:
-            claude.download(batch, file)
-            file.flush()
-            staged = read(Path(file.name), output, nonce=nonce)
-        if staged.num_rows >= size_of(batch):
-            break
-    return staged
+        with private_file() as file:
+            problem = _download(claude, batch, file)
+            problem = staging.read(file) or problem
+        if staging.is_complete:
+            return staging.table()
+        broken += [problem] if problem else []
+    if broken:
+        raise ResultsUnavailableError(batch.id, broken[-1])
+    return staging.table()
 
 
-def read(path: Path, output: Output, *, nonce: str | None) -> pa.Table:
-    """Stage a results file. Order is the file's, and does not matter."""
+def _download(claude: ClaudeBatchResource, batch: MessageBatch, file: IO[bytes]) -> str | None:
+    """Download once: None, or in what way it broke; ``file`` has what had come by then."""
     try:
-        batches = list(_staged(_lines_in_sql(path), output, nonce))
-    except (duckdb.Error, OSError):  # the latter is how an Arrow stream passes on the former
-        # One bad line fails the statement as a whole: then line by line, which loses none.
-        batches = list(_staged(_lines_in_python(path), output, nonce))
-    table = pa.Table.from_batches(batches, STAGED)
-    return _with_responses(table, path)
+        claude.download(batch, file)
+    except anthropic.APIStatusError as error:
+        reason = one_line(f"{error.status_code} {error.api_message or error.message}")
+        if isinstance(error, anthropic.NotFoundError):
+            raise _unavailable(claude, batch, reason) from error
+        if error.status_code in _PASSING or error.status_code >= _SERVER_ERRORS:
+            return f"{reason}."
+        raise
+    except (anthropic.APIConnectionError, httpx2.RequestError) as error:
+        return one_line(f"{type(error).__name__}: {error}") + "."
+    except (anthropic.AnthropicError, LookupError) as error:
+        # The SDK has looked again, and the batch has no address of its results any more.
+        raise _unavailable(claude, batch, "the API shows no results") from error
+    return None
 
 
-def _lines_in_sql(path: Path) -> Iterator[_Line]:
-    columns = (
-        "{" + ", ".join(f"{n}: '{k.replace(chr(10), ' ')}'" for n, k in _COLUMNS.items()) + "}"
-    )
-    with duckdb.connect() as connection:
-        connection.execute("SET produce_arrow_string_view = false")
-        sql = _LINES.replace("$columns", columns)
-        for batch in read_arrow(connection, sql, {"path": str(path)}):
-            yield from (_Line(*values) for values in zip(*columns_of(batch), strict=True))
+_PASSING: Final = frozenset({408, 409, 429})
+_SERVER_ERRORS: Final = 500
 
 
-def _lines_in_python(path: Path) -> Iterator[_Line]:
-    """Read what DuckDB refuses: lone surrogates, invalid UTF-8, unexpected shapes."""
-    with path.open("rb") as file:
-        for number, raw in enumerate(file):
-            if raw.strip():
-                yield _line_in_python(raw, number)
-
-
-def _line_in_python(raw: bytes, number: int) -> _Line:
-    text = raw.decode("utf-8", errors="replace")
+def _unavailable(
+    claude: ClaudeBatchResource, batch: MessageBatch, reason: str
+) -> ResultsUnavailableError:
     try:
-        parsed = _RawLine.model_validate(json.loads(text))
-    except ValueError as error:
-        problem = f"Line {number + 1} of the results cannot be read: {type(error).__name__}."
-        return _Line(_custom_id_in(text), None, error_message=problem)
-    return parsed.line()
+        now = claude.retrieve(batch.id)
+    except anthropic.APIError:
+        return ResultsUnavailableError(batch.id, f"{reason}.")
+    has_ended = now.processing_status == "ended"
+    is_gone = has_ended and (now.archived_at is not None or now.results_url is None)
+    return ResultsUnavailableError(batch.id, f"{reason}.", is_gone=is_gone)
 
 
-def _custom_id_in(text: str) -> str:
-    """Save the id of a line that cannot be parsed."""
-    _, found, rest = text.partition('"custom_id"')
-    return rest.split('"')[1] if found and rest.count('"') > 1 else ""
+# --- staging --------------------------------------------------------------------------------
 
-
-class _Block(BaseModel):
-    type: str | None = None
-    text: Any = None
-    input: Any = None
-
-
-class _CacheCreation(BaseModel):
-    ephemeral_1h_input_tokens: int | None = None
-
-
-class _ServerToolUse(BaseModel):
-    web_search_requests: int | None = None
-
-
-class _Usage(BaseModel):
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    cache_read_input_tokens: int | None = None
-    cache_creation_input_tokens: int | None = None
-    cache_creation: _CacheCreation | None = None
-    server_tool_use: _ServerToolUse | None = None
-
-
-class _StopDetails(BaseModel):
-    explanation: str | None = None
-
-
-class _Message(BaseModel):
-    model: str | None = None
-    stop_reason: str | None = None
-    stop_details: _StopDetails | None = None
-    content: list[_Block] = []
-    usage: _Usage = _Usage()
-
-    def text(self) -> str | None:
-        """All text blocks, or the input of the first tool use."""
-        texts = [str(block.text or "") for block in self.content if block.type == "text"]
-        if texts:
-            return "".join(texts)
-        inputs = [block.input for block in self.content if block.type == "tool_use"]
-        return json.dumps(inputs[0]) if inputs else None
-
-
-class _ErrorBody(BaseModel):
-    type: str | None = None
-    message: str | None = None
-
-
-class _Error(BaseModel):
-    error: _ErrorBody = _ErrorBody()
-    request_id: str | None = None
-
-
-class _Result(BaseModel):
-    type: str | None = None
-    message: _Message = _Message()
-    error: _Error = _Error()
-
-
-class _RawLine(BaseModel):
-    """A result line as JSON, in the shape of `_COLUMNS`."""
-
-    custom_id: str
-    result: _Result
-
-    def line(self) -> _Line:
-        message, usage, error = self.result.message, self.result.message.usage, self.result.error
-        return _Line(
-            self.custom_id,
-            self.result.type,
-            model=_valid(message.model),
-            stop_reason=_valid(message.stop_reason),
-            explanation=_valid(message.stop_details.explanation) if message.stop_details else None,
-            text=message.text(),
-            input_tokens=usage.input_tokens,
-            output_tokens=usage.output_tokens,
-            cache_read_tokens=usage.cache_read_input_tokens,
-            cache_write_tokens=usage.cache_creation_input_tokens,
-            cache_write_1h_tokens=usage.cache_creation.ephemeral_1h_input_tokens
-            if usage.cache_creation
-            else None,
-            web_searches=usage.server_tool_use.web_search_requests
-            if usage.server_tool_use
-            else None,
-            error_type=_valid(error.error.type),
-            error_message=_valid(error.error.message),
-            request_id=_valid(error.request_id),
-        )
-
-
-def _valid(text: str | None) -> str | None:
-    """A text without lone surrogates, which no table can hold."""
-    return None if text is None else text.encode("utf-8", "replace").decode("utf-8")
-
-
-def _staged(lines: Iterable[_Line], output: Output, nonce: str | None) -> Iterator[pa.RecordBatch]:
-    seen: set[int] = set()
-    pending: list[tuple[Any, ...]] = []
-    for line in lines:
-        ordinal = ordinal_in(line.custom_id)
-        foreign = nonce is not None and nonce_in(line.custom_id) != nonce
-        if ordinal is None or foreign or ordinal in seen:
-            continue
-        seen.add(ordinal)
-        pending.append(_row(line, ordinal, output))
-        if len(pending) == _ROWS_PER_BATCH:
-            yield _record_batch(pending)
-            pending = []
-    if pending:
-        yield _record_batch(pending)
-
+_UNREADABLE, _UNBILLED, _BILLED, _ANSWERED = range(1, 5)
+"""What a line is worth: of several for one request the best counts, and the first of these."""
 
 _ROWS_PER_BATCH: Final = 8_192
+_TEXT_PER_BATCH: Final = 2**27
+"""Characters; an Arrow array of strings ends at 2 GiB."""
+
+
+class Staging:
+    """Rows for the requests of one batch, gathered from one file after another."""
+
+    def __init__(self, output: Output, *, nonce: str | None, size: int) -> None:
+        self._output = output
+        self._nonce = nonce
+        self._size = size
+        self._worth: dict[int, int] = {}
+        self._batches: list[pa.RecordBatch] = []
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether there is a line for each request, and each can be read."""
+        readable = sum(worth > _UNREADABLE for worth in self._worth.values())
+        return readable >= self._size
+
+    def read(self, file: IO[bytes]) -> str | None:
+        """Stage what a results file holds that is better; why it cannot be one, or None."""
+        before = len(self._batches)
+        try:
+            found = self._add(read_lines(file))
+        except (duckdb.Error, OSError):  # the latter is how an Arrow stream passes on the former
+            # One bad line fails the statement as a whole, whatever has been read by then.
+            found = self._add(read_bad_lines(file))
+        self._batches[before:] = _with_responses(self._batches[before:], file)
+        return None if found else "What was downloaded holds no line of this batch."
+
+    def table(self) -> pa.Table:
+        """All staged rows, one a request. Their order does not matter."""
+        table = pa.Table.from_batches(self._batches, STAGED)
+        if table.num_rows == len(self._worth):
+            return table
+        last = {ordinal: place for place, ordinal in enumerate(_values(table, "ordinal"))}
+        return table.take(pa.array(last.values(), pa.int64()))
+
+    def _add(self, lines: Iterable[Line]) -> bool:
+        """Add lines that are better than what is here; False if all there are are not ours."""
+        total = ours = text = 0
+        pending: list[tuple[Any, ...]] = []
+        try:
+            for total, line in enumerate(lines, 1):  # noqa: B007  # how many there were
+                ordinal = self._ordinal_of(line)
+                if ordinal is None:
+                    continue
+                ours += 1
+                row = self._row_if_better(line, ordinal)
+                if row is None:
+                    continue
+                pending.append(row)
+                text += len(row[_ANSWER] or "")
+                if len(pending) == _ROWS_PER_BATCH or text > _TEXT_PER_BATCH:
+                    self._batches.append(_record_batch(pending))
+                    pending, text = [], 0
+        finally:
+            if pending:
+                self._batches.append(_record_batch(pending))
+        return not total or ours > 0
+
+    def _ordinal_of(self, line: Line) -> int | None:
+        """The number of the request, if the line is one of this batch, spelt as we spelt it."""
+        nonce, _, digits = (line.custom_id or "").rpartition("-")
+        if self._nonce not in {None, nonce} or not _ORDINAL.fullmatch(digits):
+            return None
+        ordinal = int(digits)
+        return ordinal if ordinal < self._size else None
+
+    def _row_if_better(self, line: Line, ordinal: int) -> tuple[Any, ...] | None:
+        worth = self._worth.get(ordinal, 0)
+        if worth == _ANSWERED:
+            return None
+        judged = _judge(line, self._output)
+        if _worth_of(line, judged) <= worth:
+            return None
+        self._worth[ordinal] = _worth_of(line, judged)
+        return _row(line, ordinal, judged)
+
+
+_ORDINAL: Final = re.compile("0|[1-9][0-9]{0,8}")
+_ANSWER: Final = STAGED.names.index("answer")
+
+_Judged = tuple[str | None, str | None, str | None]
+"""The columns of an answer as JSON, or why it is none: (answer, outcome, message)."""
+
+
+def _worth_of(line: Line, judged: _Judged) -> int:
+    _, outcome, _ = judged
+    if outcome is None:
+        return _ANSWERED
+    if line.type is None:
+        return _UNREADABLE
+    return _BILLED if line.type == "succeeded" else _UNBILLED
 
 
 def _record_batch(staged: list[tuple[Any, ...]]) -> pa.RecordBatch:
@@ -289,8 +238,8 @@ def _record_batch(staged: list[tuple[Any, ...]]) -> pa.RecordBatch:
     return pa.RecordBatch.from_pydict(columns, schema=STAGED)
 
 
-def _row(line: _Line, ordinal: int, output: Output) -> tuple[Any, ...]:
-    answer, outcome, message = _judge(line, output)
+def _row(line: Line, ordinal: int, judged: _Judged) -> tuple[Any, ...]:
+    answer, outcome, message = judged
     return (
         ordinal,
         line.custom_id,
@@ -300,37 +249,50 @@ def _row(line: _Line, ordinal: int, output: Output) -> tuple[Any, ...]:
         line.stop_reason,
         None,
         line.model,
-        line.input_tokens,
-        line.output_tokens,
-        line.cache_read_tokens,
-        line.cache_write_tokens,
-        line.cache_write_1h_tokens,
-        line.web_searches,
+        _count(line.input_tokens),
+        _count(line.output_tokens),
+        _count(line.cache_read_tokens),
+        _count(line.cache_write_tokens),
+        _count(line.cache_write_1h_tokens),
+        _count(line.web_searches),
         line.request_id,
     )
 
 
-def _judge(line: _Line, output: Output) -> tuple[str | None, str | None, str | None]:
-    """The columns of an answer, or why it is none: (answer, outcome, message)."""
+_LARGEST_COUNT: Final = 10_000_000
+"""Ten times the largest context: more is no count, and would not fit where costs are summed."""
+
+
+def _count(number: int | None) -> int | None:
+    return number if number is not None and 0 <= number <= _LARGEST_COUNT else None
+
+
+# --- judging --------------------------------------------------------------------------------
+
+
+def _judge(line: Line, output: Output) -> _Judged:
     match line.type:
         case "succeeded":
             return _judge_message(line, output)
         case "errored":
-            return None, line.error_type or "unrecognized_result", line.error_message
+            return _judge_error(line)
         case "canceled":
             return None, "canceled", "The batch was cancelled before this request was processed."
         case "expired":
             return None, "expired", "The request was not processed within 24 hours."
+        case None:
+            unknown = "The result has no type."
+            return None, "unrecognized_result", line.error_message or unknown
         case _:
-            known = f"The result has the type {line.type!r}, which is not known."
-            return None, "unrecognized_result", line.error_message or known
+            unknown = f"The result has the type {_quoted(line.type)}, which is not known."
+            return None, "unrecognized_result", line.error_message or unknown
 
 
-def _judge_message(line: _Line, output: Output) -> tuple[str | None, str | None, str | None]:
+def _judge_message(line: Line, output: Output) -> _Judged:
     failure = failure_of_stop_reason(line.stop_reason)
     if failure is not None:
-        explanation = line.explanation or f"The answer ended with stop_reason {line.stop_reason!r}."
-        return None, failure, explanation
+        ended = f"The answer ended with stop_reason {_quoted(line.stop_reason)}."
+        return None, failure, line.explanation or ended
     if line.text is None:
         return None, "invalid_output", "The answer holds no text."
     try:
@@ -339,31 +301,35 @@ def _judge_message(line: _Line, output: Output) -> tuple[str | None, str | None,
         return None, "invalid_output", str(error)
 
 
-def _with_responses(table: pa.Table, path: Path) -> pa.Table:
+def _judge_error(line: Line) -> _Judged:
+    """Take over the API's type; what cannot be one must not pass for a word of ours."""
+    if line.error_type and _ERROR_TYPE.fullmatch(line.error_type):
+        return None, line.error_type, line.error_message or None
+    unknown = f"The error has the type {_quoted(line.error_type)}, which is not known."
+    return None, "unrecognized_result", line.error_message or unknown
+
+
+_ERROR_TYPE: Final = re.compile("(?!answer$)[a-z][a-z0-9_]{0,63}")
+
+
+def _quoted(text: str | None) -> str:
+    return repr(text) if text is None else f"'{one_line(text, longest=80)}'"
+
+
+# --- raw results ----------------------------------------------------------------------------
+
+
+def _with_responses(batches: list[pa.RecordBatch], file: IO[bytes]) -> list[pa.RecordBatch]:
     """Add the raw result to each failure; answers do not need theirs."""
-    staged = table.select(["custom_id", "outcome"]).to_pydict()
-    ids, outcomes = staged["custom_id"], staged["outcome"]
+    table = pa.Table.from_batches(batches, STAGED)
+    ids, outcomes = _values(table, "custom_id"), _values(table, "outcome")
     failed = {i for i, outcome in zip(ids, outcomes, strict=True) if outcome is not None}
     if not failed:
-        return table
-    with path.open("rb") as file:
-        raw = dict(_raw_results(file, failed))
+        return batches
+    raw = raw_results(file, failed)
     responses = pa.array([raw.get(custom_id) for custom_id in ids], pa.string())
-    return table.set_column(STAGED.names.index("response"), "response", responses)
+    return table.set_column(STAGED.names.index("response"), "response", responses).to_batches()
 
 
-def _raw_results(file: IO[bytes], wanted: set[str]) -> Iterator[tuple[str, str | None]]:
-    for raw in file:
-        text = raw.decode("utf-8", errors="replace")
-        custom_id = _custom_id_in(text)
-        if custom_id in wanted:
-            yield custom_id, _as_json(text)
-
-
-def _as_json(text: str) -> str | None:
-    """The result as JSON that DuckDB takes, or the line as a JSON string where it is not."""
-    try:
-        result = json.loads(text)["result"]
-    except (ValueError, TypeError, KeyError):
-        result = text
-    return _valid(json.dumps(result, ensure_ascii=False))
+def _values(table: pa.Table, column: str) -> list[Any]:
+    return table.column(column).to_pylist()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]  # pyarrow's stubs leave the values open

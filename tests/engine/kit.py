@@ -1,7 +1,7 @@
 """What the engine's tests are written with: a project, a script for Claude, and a wire to cut."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -110,6 +110,19 @@ class Wire(httpx2.BaseTransport):
     def answer(self, call: str, status: int, body: dict[str, Any], **headers: str) -> None:
         """The call does not arrive; something on the way answers it."""
         self.faults.append((call, lambda _: httpx2.Response(status, json=body, headers=headers)))
+
+    def break_answer(self, call: str, *, after: int, error: type[httpx2.TransportError]) -> None:
+        """The connection breaks when this much of the answer has come."""
+
+        def fault(request: httpx2.Request) -> httpx2.Response:
+            response = self.transport.handle_request(request)
+            return httpx2.Response(response.status_code, content=pieces(response.read(), request))
+
+        def pieces(body: bytes, request: httpx2.Request) -> Iterator[bytes]:
+            yield body[:after]
+            raise error("the connection broke", request=request)
+
+        self.faults.append((call, fault))
 
     def change_call(self, call: str, change: Callable[[bytes], bytes]) -> None:
         """The call arrives with another body."""

@@ -1,0 +1,333 @@
+"""Results file → lines: every line that says anything, from a file in any condition.
+
+Works on an in-memory DuckDB of its own, so that the warehouse stays free meanwhile.
+"""
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, Final, NamedTuple, TypeGuard
+
+import duckdb
+
+from dagster_claude_batch.warehouse import columns_of, read_arrow
+
+_COLUMNS: Final = {
+    "custom_id": "VARCHAR",
+    "result": """STRUCT(
+        "type" VARCHAR,
+        message STRUCT(
+            model VARCHAR,
+            stop_reason VARCHAR,
+            stop_details STRUCT(category VARCHAR, explanation VARCHAR),
+            content STRUCT("type" VARCHAR, "text" VARCHAR, input JSON)[],
+            usage STRUCT(
+                input_tokens BIGINT, output_tokens BIGINT, cache_read_input_tokens BIGINT,
+                cache_creation_input_tokens BIGINT,
+                cache_creation STRUCT(ephemeral_1h_input_tokens BIGINT),
+                server_tool_use STRUCT(web_search_requests BIGINT))),
+        error STRUCT(request_id VARCHAR, error STRUCT("type" VARCHAR, message VARCHAR)))""",
+}
+
+_LINES: Final = """
+    SELECT custom_id, result."type" AS type, message.model, message.stop_reason,
+        message.stop_details.explanation AS explanation,
+        coalesce(
+            list_aggregate(list_transform(list_filter(
+                message.content, lambda b: b."type" = 'text'), lambda b: b."text"),
+                'string_agg', ''),
+            CAST(list_transform(list_filter(
+                message.content, lambda b: b."type" = 'tool_use'), lambda b: b.input)[1] AS VARCHAR)
+        ) AS text,
+        usage.input_tokens, usage.output_tokens, usage.cache_read_input_tokens,
+        usage.cache_creation_input_tokens, usage.cache_creation.ephemeral_1h_input_tokens,
+        usage.server_tool_use.web_search_requests,
+        error.error."type" AS error_type, error.error.message AS error_message, error.request_id
+    FROM (SELECT custom_id, result, result.message AS message, result.message.usage AS usage,
+        result.error AS error
+        FROM read_json($path, format = 'newline_delimited', columns = $columns,
+            ignore_errors = $lenient, maximum_object_size = $longest))
+"""
+
+_LONGEST_LINE: Final = 16_777_216
+"""DuckDB's own limit for one line, beyond which its buffers have to grow."""
+
+
+class Line(NamedTuple):
+    """One result line; everything that its kind of result does not have is None.
+
+    Without a ``type`` it could not be read: ``error_message`` says why.
+    """
+
+    custom_id: str | None
+    type: str | None
+    model: str | None = None
+    stop_reason: str | None = None
+    explanation: str | None = None
+    text: str | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cache_read_tokens: int | None = None
+    cache_write_tokens: int | None = None
+    cache_write_1h_tokens: int | None = None
+    web_searches: int | None = None
+    error_type: str | None = None
+    error_message: str | None = None
+    request_id: str | None = None
+
+
+@contextmanager
+def private_file() -> Generator[IO[bytes]]:
+    """Open a file that nobody else can read, and that is gone after every kind of end."""
+    with tempfile.TemporaryFile() as file:
+        yield file
+
+
+def read_lines(file: IO[bytes]) -> Iterator[Line]:
+    """Read the lines of a file whose every line DuckDB takes.
+
+    Raises:
+        duckdb.Error, OSError: One of them it does not take; the latter is how an Arrow stream
+            passes on the former. Some lines may have been read by then.
+    """
+    return _read(file, lenient=False, longest=_LONGEST_LINE)
+
+
+def read_bad_lines(file: IO[bytes]) -> Iterator[Line]:
+    """Read a file with bad lines: the sound ones as ever, then what the others still say.
+
+    A line may be read twice. What does not even say whose it is comes without a custom id.
+    """
+    with private_file() as sound:
+        unsound, longest = _sift(file, sound)
+        ignored = 0
+        try:
+            for line in _read(sound, lenient=True, longest=max(longest, _LONGEST_LINE)):
+                ignored += line.custom_id is None
+                yield line
+        except (duckdb.Error, OSError):
+            ignored += 1
+    every = unsound if not ignored else _spans(file)
+    for span in every:
+        yield from _salvaged(_line_at(file, span))
+
+
+# --- by DuckDB ------------------------------------------------------------------------------
+
+
+def _read(file: IO[bytes], *, lenient: bool, longest: int) -> Iterator[Line]:
+    kinds = (f"{name}: '{kind.replace(chr(10), ' ')}'" for name, kind in _COLUMNS.items())
+    sql = _LINES.replace("$columns", "{" + ", ".join(kinds) + "}")
+    options = {"lenient": lenient, "longest": longest}
+    # Without a directory for it, DuckDB cannot spill results into the current directory.
+    with duckdb.connect(config={"temp_directory": ""}) as connection, _named(file) as path:
+        connection.execute("SET produce_arrow_string_view = false")
+        connection.execute("SET arrow_large_buffer_size = true")
+        for batch in read_arrow(connection, sql, {"path": path, **options}):
+            yield from map(Line._make, zip(*columns_of(batch), strict=True))
+
+
+@contextmanager
+def _named(file: IO[bytes]) -> Generator[str]:
+    """Give an open file without a name a path that this process can open."""
+    file.flush()
+    file.seek(0)
+    path = _path_of(file)
+    if path is not None:
+        yield path
+        return
+    with tempfile.NamedTemporaryFile(suffix=".jsonl") as copy:  # open to its owner alone
+        shutil.copyfileobj(file, copy)
+        copy.flush()
+        yield copy.name
+
+
+def _path_of(file: IO[bytes]) -> str | None:
+    """The path by which Linux and macOS show an open file, if this system does."""
+    try:
+        descriptor = file.fileno()
+        path = Path(f"/dev/fd/{descriptor}")
+        return str(path) if os.path.samestat(path.stat(), os.fstat(descriptor)) else None
+    except OSError:
+        return None
+
+
+# --- by Python ------------------------------------------------------------------------------
+
+_Span = tuple[int, int]
+"""Where a line begins, and its length."""
+
+
+def _spans(file: IO[bytes]) -> Iterator[_Span]:
+    file.seek(0)
+    start = 0
+    for raw in file:
+        yield start, len(raw)
+        start += len(raw)
+
+
+def _line_at(file: IO[bytes], span: _Span) -> bytes:
+    start, length = span
+    file.seek(start)
+    return file.read(length)
+
+
+def _sift(file: IO[bytes], sound: IO[bytes]) -> tuple[list[_Span], int]:
+    """Copy the sound lines; where the others are, and how long a sound one is at most."""
+    unsound: list[_Span] = []
+    longest = 0
+    start = 0
+    file.seek(0)
+    for raw in file:
+        if _is_sound(raw):
+            sound.write(raw if raw.endswith(b"\n") else raw + b"\n")
+            longest = max(longest, len(raw) + 1)
+        elif raw.strip():
+            unsound.append((start, len(raw)))
+        start += len(raw)
+    return unsound, longest
+
+
+def _is_sound(raw: bytes) -> bool:
+    """Whether DuckDB takes the line, or at the least skips it without touching its neighbours."""
+    try:
+        value = json.loads(raw.decode())
+    except (ValueError, RecursionError):
+        return False
+    return _is_object(value) and "custom_id" in value and not _SURROGATE.search(raw)
+
+
+_SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
+_START: Final = re.compile(r'\{\s*"custom_id"')
+_CUSTOM_ID: Final = re.compile(r'"custom_id"\s*:\s*"([A-Za-z0-9_-]{1,64})"')
+_DECODER: Final = json.JSONDecoder(strict=False)  # control characters are no reason to lose a text
+
+
+def _salvaged(raw: bytes) -> Iterator[Line]:
+    """Read all results that a bad line holds: bytes may be broken, or a line's end lost."""
+    text = raw.decode("utf-8", errors="replace")
+    position = text.find("{")
+    if position < 0:
+        yield Line(None, None)
+    while position >= 0:
+        try:
+            value, end = _DECODER.raw_decode(text, position)
+        except (ValueError, RecursionError) as error:
+            following = _START.search(text, position + 1)
+            end = following.start() if following else len(text)
+            if following or text.endswith("\n"):  # else it was cut off: there is no such line
+                yield _unreadable(text[position:end], error)
+        else:
+            yield _line_of(value)
+        position = text.find("{", end)
+
+
+def _unreadable(text: str, error: Exception) -> Line:
+    found = _CUSTOM_ID.search(text)
+    problem = f"The line of this result cannot be read: {type(error).__name__}."
+    return Line(found.group(1) if found else None, None, error_message=problem)
+
+
+def _line_of(value: object) -> Line:
+    """Take from a parsed line whatever is of the right type."""
+    line = _object(value)
+    result = _object(line.get("result"))
+    message, error = _object(result.get("message")), _object(result.get("error"))
+    usage, body = _object(message.get("usage")), _object(error.get("error"))
+    return Line(
+        _text(line.get("custom_id")),
+        _text(result.get("type")),
+        model=_text(message.get("model")),
+        stop_reason=_text(message.get("stop_reason")),
+        explanation=_text(_object(message.get("stop_details")).get("explanation")),
+        text=_answer(message.get("content")),
+        input_tokens=_number(usage.get("input_tokens")),
+        output_tokens=_number(usage.get("output_tokens")),
+        cache_read_tokens=_number(usage.get("cache_read_input_tokens")),
+        cache_write_tokens=_number(usage.get("cache_creation_input_tokens")),
+        cache_write_1h_tokens=_number(
+            _object(usage.get("cache_creation")).get("ephemeral_1h_input_tokens")
+        ),
+        web_searches=_number(_object(usage.get("server_tool_use")).get("web_search_requests")),
+        error_type=_text(body.get("type")),
+        error_message=_text(body.get("message")),
+        request_id=_text(error.get("request_id")),
+    )
+
+
+def _answer(content: object) -> str | None:
+    """All text blocks, or the input of the first tool use."""
+    blocks = [_object(block) for block in content] if _is_list(content) else []
+    texts = [_text(block.get("text")) for block in blocks if block.get("type") == "text"]
+    if texts:
+        return "".join(text or "" for text in texts)
+    inputs = [block.get("input") for block in blocks if block.get("type") == "tool_use"]
+    return valid_text(json.dumps(inputs[0], ensure_ascii=False)) if inputs else None
+
+
+def _is_object(value: object) -> TypeGuard[dict[str, Any]]:
+    return isinstance(value, dict)
+
+
+def _is_list(value: object) -> TypeGuard[list[Any]]:
+    return isinstance(value, list)
+
+
+def _object(value: object) -> dict[str, Any]:
+    return value if _is_object(value) else {}
+
+
+def _text(value: object) -> str | None:
+    return valid_text(value) if isinstance(value, str) else None
+
+
+def _number(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def valid_text(text: str) -> str:
+    """A text without lone surrogates, which no table can hold."""
+    return text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+
+
+# --- raw results ----------------------------------------------------------------------------
+
+
+def raw_results(file: IO[bytes], wanted: Iterable[str]) -> dict[str, str]:
+    """The results of some custom ids as JSON, or as a JSON string of the line that is none."""
+    asked = set(wanted)
+    found: dict[str, str] = {}
+    broken: dict[str, str] = {}
+    file.seek(0)
+    for raw in file:
+        candidates = asked.intersection(_ids_in(raw))
+        if candidates:
+            text = raw.decode("utf-8", errors="replace")
+            result = _raw_result(text)
+            if result is None:
+                broken |= dict.fromkeys(candidates, json.dumps(text, ensure_ascii=False))
+            elif result[0] in candidates:
+                found.setdefault(*result)
+    return broken | found
+
+
+_ID_BYTES: Final = re.compile(_CUSTOM_ID.pattern.encode())
+
+
+def _ids_in(raw: bytes) -> list[str]:
+    return [found.decode() for found in _ID_BYTES.findall(raw)]
+
+
+def _raw_result(text: str) -> tuple[str, str] | None:
+    """The custom id and the result of a line; None if it is no JSON that DuckDB takes."""
+    try:
+        line = _object(json.loads(text, strict=False))
+        result = json.dumps(line["result"], ensure_ascii=False, allow_nan=False)
+    except (ValueError, KeyError, RecursionError):
+        return None
+    return str(line.get("custom_id")), valid_text(result)
