@@ -18,7 +18,7 @@ from dagster_claude_batch.config import ClaudeBatchConfig
 from dagster_claude_batch.declaration import Declaration
 from dagster_claude_batch.errors import DeclarationError
 from dagster_claude_batch.output import Output
-from dagster_claude_batch.planning import refuse_collisions
+from dagster_claude_batch.preparing import refuse_collisions
 from dagster_claude_batch.prompt import RequestShape, Template
 from dagster_claude_batch.source import parse_query, parse_table_name
 from dagster_claude_batch.tables import TableName

@@ -21,10 +21,10 @@ from dagster_claude_batch.matching import (
     selected_keys,
 )
 from dagster_claude_batch.outcomes import RETRYABLE, next_max_tokens
+from dagster_claude_batch.preparing import prepare_tables
 from dagster_claude_batch.source import (
     PartitionSlice,
     find_source,
-    refuse_changed_keys,
     select_rows,
 )
 from dagster_claude_batch.warehouse import Connection, row, rows
@@ -55,9 +55,14 @@ class Plan:
         return {"all_rows": self.materialization.partitions == (None,), "partitions": keys}
 
     def read_rows(self, slices: Sequence[PartitionSlice], *, only: str | None = None) -> None:
-        """Render the source's rows into ``claude_batch_rows``, without keeping the prompts."""
+        """Render the source's rows into ``claude_batch_rows``, without keeping the prompts.
+
+        Raises:
+            SourceNotFoundError, MissingColumnError, ColumnTypeChangedError,
+            ColumnCollisionError: The source, or what is declared, has changed.
+        """
         source = find_source(self.connection, self.declaration)
-        refuse_changed_keys(self.connection, self.declaration, self.registered.requests, source)
+        prepare_tables(self.connection, self.declaration, source)
         query = select_rows(self.connection, self.declaration, source, slices, only=only)
         self.connection.execute(
             f"CREATE OR REPLACE TEMP TABLE claude_batch_rows AS "
@@ -95,6 +100,7 @@ def choose_retries(plan: Plan, slices: Sequence[PartitionSlice]) -> int:
     if not _choose_failed(plan):
         return 0
     plan.read_rows(slices, only=_CHOSEN)
+    _fold_duplicates(plan)
     _fail_invalid_rows(plan)
     same = selected_is_selected(plan.declaration, "r", "chosen")
     plan.connection.execute(
@@ -119,6 +125,7 @@ def choose_again(plan: Plan, chunk: chunks.Chunk, slices: Sequence[PartitionSlic
         {"chunk_id": chunk.chunk_id},
     )
     plan.read_rows(slices, only=_CHOSEN)
+    _fold_duplicates(plan)
     _fail_invalid_rows(plan)
     known = selected_is_ours(plan.declaration, "r", "a")
     plan.connection.execute(
@@ -152,6 +159,26 @@ def _check_keys(plan: Plan) -> None:
     if duplicates:
         shown = row_examples(connection, declaration, several)
         raise DuplicateRowKeyError(declaration.asset, declaration.row_key, duplicates, shown)
+
+
+def _fold_duplicates(plan: Plan) -> None:
+    """Make one row, which cannot be asked, of rows that have come to share a key meanwhile."""
+    keys = selected_keys(plan.declaration)
+    alike = f"SELECT 1 FROM {_ROWS} GROUP BY {keys}, partition HAVING count(*) > 1 LIMIT 1"
+    if not rows(plan.connection, alike):
+        return
+    plan.connection.execute(
+        f"""
+        CREATE OR REPLACE TEMP TABLE claude_batch_rows AS
+        SELECT * REPLACE (
+            CASE WHEN count(*) OVER alike > 1 THEN $reason ELSE reason END AS reason,
+            CASE WHEN count(*) OVER alike = 1 THEN hash END AS hash)
+        FROM {_ROWS}
+        WINDOW alike AS (PARTITION BY {keys}, partition)
+        QUALIFY row_number() OVER alike = 1
+        """,
+        {"reason": "Several rows of the partition have come to share this row_key."},
+    )
 
 
 def row_examples(connection: Connection, declaration: Declaration, relation: str) -> str:

@@ -6,6 +6,7 @@ from dagster_claude_batch import ledger
 from dagster_claude_batch.departed import move_to_departed
 from dagster_claude_batch.due import Plan
 from dagster_claude_batch.identifiers import quote_identifier
+from dagster_claude_batch.landing import as_planned
 from dagster_claude_batch.matching import our_columns, ours_is_ours
 from dagster_claude_batch.warehouse import row
 
@@ -27,7 +28,7 @@ def _let_failures_stand(plan: Plan) -> None:
     """
     if not _choose_standing(plan):
         return
-    declaration = plan.declaration
+    declaration = as_planned(plan)
     same = ours_is_ours(declaration, "here", "s")
     this_row = f"EXISTS (SELECT 1 FROM {_STANDING} AS s WHERE {same})"
     move_to_departed(plan.connection, declaration, this_row, plan.now)
@@ -49,7 +50,7 @@ def _let_failures_stand(plan: Plan) -> None:
 
 def _choose_standing(plan: Plan) -> bool:
     """Choose last attempts that failed while an answer to another request still stands."""
-    declaration = plan.declaration
+    declaration = as_planned(plan)
     this_row = ours_is_ours(declaration, "here", "q")
     later = ours_is_ours(declaration, "q", "later")
     names = map(quote_identifier, (*declaration.row_key, *declaration.include))

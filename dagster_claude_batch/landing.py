@@ -1,7 +1,7 @@
 """Results → answers and failures: one transaction, which may run twice and land once."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 import pyarrow as pa
@@ -18,7 +18,7 @@ from dagster_claude_batch.ledger import LedgerAsset, Materialization
 from dagster_claude_batch.matching import our_columns, ours_is_ours
 from dagster_claude_batch.outcomes import MISSING, Absent, is_halt_of_row, is_retryable
 from dagster_claude_batch.results import STAGED
-from dagster_claude_batch.tables import ANSWER_COLUMNS, FAILURE_COLUMNS, grow_table
+from dagster_claude_batch.tables import ANSWER_COLUMNS, FAILURE_COLUMNS, columns_of, grow_table
 from dagster_claude_batch.warehouse import Connection, rows
 
 _LANDED = "temp.claude_batch_landed"
@@ -57,7 +57,8 @@ def land(plan: Plan, landing: Landing) -> None:
         ColumnTypeChangedError: `output` has changed meanwhile in a way that its table cannot
             follow; nothing changes.
     """
-    connection, declaration, chunk = plan.connection, plan.declaration, landing.chunk
+    connection, chunk = plan.connection, landing.chunk
+    declaration = as_planned(plan)
     chunks.mark_landed(connection, chunk, landing.counts, ended_at=landing.ended_at, now=plan.now)
     _gather(connection, declaration, plan.registered, landing)
     if landing.is_late:
@@ -70,6 +71,13 @@ def land(plan: Plan, landing: Landing) -> None:
         _keep_only_what_helps(connection, declaration)
     _write_answers(connection, declaration, plan.now)
     _write_failures(connection, declaration, plan.now)
+
+
+def as_planned(plan: Plan) -> Declaration:
+    """The declaration without `include` columns that have been added since the last plan."""
+    known = {name.casefold() for name in columns_of(plan.connection, plan.registered.requests.sql)}
+    include = tuple(name for name in plan.declaration.include if name.casefold() in known)
+    return replace(plan.declaration, include=include)
 
 
 def _gather(

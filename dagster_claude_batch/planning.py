@@ -25,27 +25,14 @@ from dagster_claude_batch.due import (
     row_examples,
 )
 from dagster_claude_batch.errors import (
-    ColumnCollisionError,
     LedgerLostError,
     MaterializationDoneError,
     OversizedRequestError,
 )
-from dagster_claude_batch.ledger import LedgerAsset, Materialization, MaterializationConfig
+from dagster_claude_batch.ledger import Materialization, MaterializationConfig
 from dagster_claude_batch.matching import our_columns, selected_columns
-from dagster_claude_batch.source import (
-    PartitionSlice,
-    SourceTable,
-    find_source,
-    include_types,
-    row_key_types,
-)
-from dagster_claude_batch.tables import (
-    ANSWER_COLUMNS,
-    FAILURE_COLUMNS,
-    OWN_COLUMNS,
-    create_schema,
-    grow_table,
-)
+from dagster_claude_batch.preparing import prepare_tables
+from dagster_claude_batch.source import PartitionSlice, find_source
 from dagster_claude_batch.warehouse import Connection, read_arrow, rows, values_of
 
 _REQUEST_OVERHEAD: Final = 100
@@ -144,41 +131,6 @@ def _join_or_open(
     choose_first(plan, left)
     _plan_chunks(plan)
     return [*joined, opened]
-
-
-def prepare_tables(
-    connection: Connection, declaration: Declaration, source: SourceTable
-) -> LedgerAsset:
-    """Create or grow the answers, failures and requests tables.
-
-    Raises:
-        ColumnCollisionError: A column of the source and one of the output have one name.
-        ColumnTypeChangedError: A column exists with another type.
-    """
-    row_key, include = row_key_types(declaration, source), include_types(declaration, source)
-    output = {column.name: column.type for column in declaration.output.columns}
-    refuse_collisions(declaration.asset, [*row_key, *include], list(output))
-    for table, columns in (
-        (declaration.answers, {**row_key, **include, **output, **ANSWER_COLUMNS}),
-        (declaration.failures, {**row_key, **include, **FAILURE_COLUMNS}),
-    ):
-        create_schema(connection, table)
-        grow_table(connection, table, columns)
-    return ledger.register_asset(connection, declaration.asset, row_key=row_key, include=include)
-
-
-def refuse_collisions(asset: str, of_source: Sequence[str], of_output: Sequence[str]) -> None:
-    """Check that all columns of the answers table have names of their own.
-
-    Raises:
-        ColumnCollisionError: Two of them have one, whatever its case.
-    """
-    seen = {name.casefold(): "a column of this package's own" for name in OWN_COLUMNS}
-    for names, what in ((of_source, "a column of the source"), (of_output, "a field of `output`")):
-        for name in names:
-            if name.casefold() in seen:
-                raise ColumnCollisionError(asset, name, other=seen[name.casefold()])
-            seen[name.casefold()] = what
 
 
 def plan_retries(plan: Plan, slices: Sequence[PartitionSlice]) -> int:

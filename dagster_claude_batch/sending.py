@@ -144,12 +144,12 @@ class Sender:
 
     def _intend(self, body: Body) -> Chunk | None:
         """Write down that the chunk is about to be sent; None if it cannot be any more."""
-        now = self.bench.claude.now()
 
-        def work(connection: Connection) -> bool:
+        def work(connection: Connection) -> datetime | None:
             chunks.serialize_sending(connection, self.bench.declaration.workspace)
             if not self._fits(body.chunk, self._room(connection), is_first=True):
-                return False
+                return None
+            now = self.bench.claude.now()  # not before the database was free
             chunks.mark_sending(
                 connection,
                 body.chunk,
@@ -159,15 +159,15 @@ class Sender:
                 run_id=self.bench.run.run_id,
                 now=now,
             )
-            return True
+            return now
 
         try:
-            fits = self.bench.warehouse.transact(work)
+            sending_at = self.bench.warehouse.transact(work)
         except LostChunkError:
             return None  # another run has sent it, or cancelled its materialization
-        if not fits:
+        if sending_at is None:
             return None
-        return replace(body.chunk, state="sending", nonce=body.nonce, sending_at=now)
+        return replace(body.chunk, state="sending", nonce=body.nonce, sending_at=sending_at)
 
     def _send(self, outstanding: Outstanding, body: Body, findings: Findings) -> None:
         """Send a body, and note what came of it."""
@@ -210,10 +210,10 @@ class Sender:
         raise AssertionError  # pragma: no cover  # counting never ends
 
     def _is_still_ours(self, chunk: Chunk) -> bool:
-        now = self.bench.claude.now()
+        claude = self.bench.claude
         try:
             self.bench.warehouse.transact(
-                lambda connection: chunks.mark_sending_again(connection, chunk, now)
+                lambda connection: chunks.mark_sending_again(connection, chunk, claude.now())
             )
         except LostChunkError:
             return False

@@ -157,7 +157,8 @@ def _write_all(
             connection,
             f"""
             SELECT c.chunk_id, s.hash IS NOT DISTINCT FROM c.hash AS same,
-                $opening || n.nonce || '-' || c.ordinal || $head || to_json(s.prompt) || $tail
+                $opening || n.nonce || '-' || c.ordinal || $head || to_json(s.prompt) || $tail,
+                c.ordinal
             FROM ({query.sql}) AS s
             JOIN {_CHOSEN} AS c ON {selected_is_selected(declaration, "s", "c")}
             JOIN (SELECT unnest($chunk_ids::BIGINT[]) AS chunk_id, unnest($nonces) AS nonce) AS n
@@ -196,11 +197,13 @@ def _choose(
 def _distribute(batch: pa.RecordBatch, spools: Mapping[int, "_Spool"]) -> None:
     """Give each chunk its lines, as the bytes that DuckDB made."""
     lines = cast("pa.StringArray", batch.column(2))
-    unchanged = values_of(batch, 1)
+    unchanged, ordinals = values_of(batch, 1), values_of(batch, 3)
     start = 0
     for chunk_id, group in itertools.groupby(values_of(batch, 0)):
         stop = start + sum(1 for _ in group)
-        is_fresh = all(unchanged[start:stop])
+        first = spools[chunk_id].lines
+        in_order = ordinals[start:stop] == list(range(first, first + stop - start))
+        is_fresh = in_order and all(unchanged[start:stop])
         spools[chunk_id].write(lines.slice(start, stop - start), is_fresh=is_fresh)
         start = stop
 
