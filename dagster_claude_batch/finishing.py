@@ -1,5 +1,6 @@
 """The end of a run: which partitions are materialized, which fail, and what is said of them."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Final
@@ -228,6 +229,9 @@ def _preview(preview: Sequence[Mapping[str, Any]]) -> dg.MetadataValue[Any]:
 
 
 def _cell(value: object) -> str:
-    """A value as the text of a Markdown table's cell."""
+    """A value as the text of a Markdown table's cell: no link, no picture, no tag."""
     text = "" if value is None else str(value)
-    return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+    return _MARKDOWN.sub(r"\\\g<0>", " ".join(text.split())).replace("<", "&lt;")
+
+
+_MARKDOWN: Final = re.compile(r"[\\`\[\]|]")

@@ -102,7 +102,8 @@ def _download(claude: ClaudeBatchResource, batch: MessageBatch, file: IO[bytes])
     except anthropic.APIStatusError as error:
         reason = one_line(f"{error.status_code} {error.api_message or error.message}")
         if isinstance(error, anthropic.NotFoundError):
-            raise _unavailable(claude, batch, reason) from error
+            is_gone = _is_gone(claude, batch.id)
+            raise ResultsUnavailableError(batch.id, f"{reason}.", is_gone=is_gone) from error
         if error.status_code in _PASSING or error.status_code >= _SERVER_ERRORS:
             return f"{reason}."
         raise
@@ -110,7 +111,13 @@ def _download(claude: ClaudeBatchResource, batch: MessageBatch, file: IO[bytes])
         return one_line(f"{type(error).__name__}: {error}") + "."
     except (anthropic.AnthropicError, LookupError) as error:
         # The SDK has looked again, and the batch has no address of its results any more.
-        raise _unavailable(claude, batch, "the API shows no results") from error
+        is_gone = _is_gone(claude, batch.id)
+        raise ResultsUnavailableError(
+            batch.id, "The API shows no results.", is_gone=is_gone
+        ) from error
+    except (AttributeError, ValueError) as error:
+        # The SDK hands on whatever it gets when it looks again, and stumbles over it.
+        return one_line(f"What the API says of the batch cannot be read: {type(error).__name__}.")
     return None
 
 
@@ -118,16 +125,14 @@ _PASSING: Final = frozenset({408, 409, 429})
 _SERVER_ERRORS: Final = 500
 
 
-def _unavailable(
-    claude: ClaudeBatchResource, batch: MessageBatch, reason: str
-) -> ResultsUnavailableError:
+def _is_gone(claude: ClaudeBatchResource, batch_id: str) -> bool:
     try:
-        now = claude.retrieve(batch.id)
-    except anthropic.APIError:
-        return ResultsUnavailableError(batch.id, f"{reason}.")
-    has_ended = now.processing_status == "ended"
-    is_gone = has_ended and (now.archived_at is not None or now.results_url is None)
-    return ResultsUnavailableError(batch.id, f"{reason}.", is_gone=is_gone)
+        now = claude.retrieve(batch_id)
+        shown = (now.processing_status, now.archived_at, now.results_url)
+    except (anthropic.APIError, AttributeError, ValueError):  # no answer, or one that is no batch
+        return False
+    status, archived_at, results_url = shown
+    return status == "ended" and (archived_at is not None or results_url is None)
 
 
 # --- staging --------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from dagster_claude_batch.simulator.simulator import Simulator
 
 LOOPBACK = "127.0.0.1"
+_OWN_NAMES = frozenset({LOOPBACK, "localhost"})
 
 _PIECE = 1 << 16
 _LONGEST_LINE = 1_024
@@ -58,21 +60,27 @@ class _Handler(BaseHTTPRequestHandler):
         """Log nothing: the terminal belongs to whoever started the server."""
 
     def _serve(self) -> None:
-        path, _, query = self.path.partition("?")
         body = self._body()
-        reply = api.handle(
+        reply = self._reply(body)
+        self._drain(body)
+        self._send(reply)
+
+    def _reply(self, body: Iterator[bytes]) -> api.Reply:
+        host = self.headers.get("host", self.server.base_url[7:])
+        if _name_of(host) not in _OWN_NAMES:
+            return _not_here(host)
+        path, _, query = self.path.partition("?")
+        return api.handle(
             self.server.simulator,
             api.Request(
                 method=self.command,
-                origin=f"http://{self.headers.get('host', self.server.base_url[7:])}",
+                origin=f"http://{host}",
                 path=path,
                 query=query,
                 headers={name.lower(): value for name, value in self.headers.items()},
                 body=body,
             ),
         )
-        self._drain(body)
-        self._send(reply)
 
     def _drain(self, body: Iterator[bytes]) -> None:
         """Read what nobody wanted: a client that is still sending does not look for a reply."""
@@ -102,6 +110,18 @@ class _Handler(BaseHTTPRequestHandler):
             return _chunked(self.rfile)
         length = self.headers.get("content-length", "0")
         return _sized(self.rfile, int(length) if length.isdigit() else 0)
+
+
+def _name_of(host: str) -> str:
+    return host.rpartition(":")[0] if ":" in host else host
+
+
+def _not_here(host: str) -> api.Reply:
+    """Refuse what a page elsewhere sends here under its own name, by DNS rebinding."""
+    problem = f"Host {host[:100]!r}: this simulator serves its own machine only"
+    error = ApiError("permission_error", problem)
+    body = json.dumps(error.as_json(None)).encode()
+    return api.Reply(error.status, body, {"content-type": "application/json"})
 
 
 def _sized(file: BufferedIOBase, length: int) -> Iterator[bytes]:

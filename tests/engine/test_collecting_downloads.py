@@ -12,7 +12,6 @@ from kit import Project
 from dagster_claude_batch.results import ResultsUnavailableError, fetch
 
 RESULTS = "GET /v1/messages/batches/…/results"
-RETRIEVE = "GET /v1/messages/batches/…"
 
 Change = Callable[[list[bytes]], list[bytes]]
 
@@ -180,6 +179,22 @@ def test_results_of_a_deleted_batch_are_not_known_to_be_gone(tweets: Project) ->
         _fetch(tweets, batch)
 
     assert not caught.value.is_gone
+
+
+@pytest.mark.parametrize("garbled", [b"", b"oops", b"[]", b'{"id": 7}', b'{"data": []}'])
+def test_a_garbled_look_at_the_batch_makes_nothing_missing_or_gone(
+    tweets: Project, garbled: bytes
+) -> None:
+    batch = _sent(tweets)
+    for _ in range(3):
+        tweets.wire.change_answer(f"GET /v1/messages/batches/{batch.id}", lambda _: garbled)
+
+    with pytest.raises(ResultsUnavailableError) as caught:
+        _fetch(tweets, batch)
+
+    assert not caught.value.is_gone
+    tweets.wire.faults.clear()
+    assert _fetch(tweets, batch) == [None] * 10
 
 
 @pytest.mark.parametrize("status", [401, 403])
