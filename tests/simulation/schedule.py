@@ -52,7 +52,7 @@ WAKE_UPS_TO_REST: Final = 40
 """Wake-ups after which everything must have come to rest."""
 
 EXPECTED_ENDS: Final = (
-    anthropic.APIError,
+    anthropic.AnthropicError,
     httpx2.HTTPError,
     AccountHaltedError,
     SubmissionRefusedError,
