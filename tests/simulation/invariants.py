@@ -121,7 +121,7 @@ def _one_outcome(world: "World") -> Iterator[Violation]:
         elif len(found) != 1:
             yield Violation("d", f"{row[1]} is in {tables}")
         else:
-            yield from _of_present_prompt(row[1], source[row], found[0], asked)
+            yield from _of_present_prompt(row[1], source[row], found[0], asked, world.refused_alone)
 
 
 def _of_present_prompt(
@@ -129,6 +129,7 @@ def _of_present_prompt(
     text: str | None,
     outcome: tuple[Any, ...],
     asked: dict[tuple[str, str], Request],
+    refused_alone: set[tuple[str, str]],
 ) -> Iterator[Violation]:
     table, batch_id, custom_id = outcome
     if text is None:
@@ -136,6 +137,8 @@ def _of_present_prompt(
             yield Violation("d", f"{key} cannot be asked, and is in {table} as if it had been")
         return
     request = asked.get((batch_id, custom_id))
+    if batch_id is None and (key, text) in refused_alone:
+        return
     if request is None:
         yield Violation("d", f"{key} is in {table} with a custom id that was never sent")
     elif (request.key, request.text) != (key, text):

@@ -81,6 +81,13 @@ def circumstances_of(seed: int) -> Circumstances:
     )
 
 
+_INTENTS: Final = ("sending.Sender._intend:", "sending.Sender._is_still_ours:")
+"""After these transactions a POST follows at once, by the engine's assumption: within its timeout."""
+
+_SENT: Final = {("create", "after"), ("transact", "before")}
+"""Where it is behind us, whatever came of it."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """How a schedule went."""
@@ -204,8 +211,8 @@ class Schedule:
         self._current = process
         at = process.runner.at
         decision = self._decide(process, at) if at is not None else None
-        self._note_sending(process, at, decision)
         process.runner.step(decision)
+        self._note_sending(process)
         if process.runner.is_over:
             self._over(process)
 
@@ -239,14 +246,16 @@ class Schedule:
         left = (process.sending_until - self.world.clock.now()).total_seconds()
         return max(0.0, left - 2)
 
-    def _note_sending(self, process: Process, at: Boundary | None, decision: Any) -> None:
-        """From the intent on the POST must arrive in time; the clock is bound to that."""
-        if at is None:
+    def _note_sending(self, process: Process) -> None:
+        """From its intent on a POST must arrive in time; the clock is bound to that."""
+        at = process.runner.at
+        if at is None or process.runner.is_over:
             return
-        if at.call == "create" or decision == "crash":
+        if at.moment == "commit" and at.site.startswith(_INTENTS):
+            bound = timedelta(seconds=TIMEOUT_SECONDS - 5)
+            process.sending_until = self.world.clock.now() + bound
+        elif at.moment == "sleep" or (at.call, at.moment) in _SENT:
             process.sending_until = None
-        elif at.moment == "after" and "_intend" in at.site:
-            process.sending_until = self.world.clock.now() + timedelta(seconds=TIMEOUT_SECONDS - 5)
 
     def _over(self, process: Process) -> None:
         self.live.remove(process)
@@ -310,7 +319,7 @@ class Schedule:
         """What a run does, as `waiting.Run`: attach, advance, and leave a held run."""
         engine = self.world.engine(run_id, runner.pause, retry_of=retry_of)
         materializations = engine.attach(partitions, config)
-        held = Held(f"{run_id}+", partitions, config, maker=runner)
+        held = Held(_next_id(run_id), partitions, config, maker=runner)
 
         def hold() -> None:
             if held not in self.held:
@@ -477,8 +486,9 @@ class Schedule:
         if waiting is None:
             return True
         ended = {b.id for b in self.world.simulator.batches() if b.ended_at is not None}
+        some = waiting.unsent > 0 or waiting.any_end
         done = ended.issuperset(waiting.batch_ids) or (
-            waiting.unsent > 0 and not ended.isdisjoint(waiting.batch_ids)
+            some and not ended.isdisjoint(waiting.batch_ids)
         )
         too_early = waiting.not_before is None or waiting.not_before > self.world.clock.now()
         return (bool(waiting.batch_ids) and done) or not too_early
@@ -490,9 +500,10 @@ class Schedule:
         self.is_calm = self.world.is_calm = True
         for wake_ups in range(WAKE_UPS_TO_REST):
             self._let_pass(30 * 86_400.0 if wake_ups == WAKE_UPS_TO_REST // 2 else 3_600.0)
-            if not self.held:
+            if not self.held or wake_ups % 4 == 3:
                 self._settle()
                 self._finish_live()
+            if not self.held:
                 if self._is_at_rest():
                     break
                 self._launch(PARTITIONS)
@@ -556,6 +567,12 @@ class Schedule:
 
 def _is_at(process: Process, moment: str) -> bool:
     return process.runner.at is not None and process.runner.at.moment == moment
+
+
+def _next_id(run_id: str) -> str:
+    """What a run's held run is called: run2, run2.1, run2.2, …"""
+    name, _, number = run_id.partition(".")
+    return f"{name}.{int(number or 0) + 1}"
 
 
 def _maker_is_over(held: Held) -> bool:

@@ -75,6 +75,7 @@ class Wire(httpx2.BaseTransport):
         if fault.error is not None:
             raise fault.error(fault.kind, request=request)
         if fault.refusal is not None:
+            self._world.note_refusal(request, fault.refusal.status)
             return fault.refusal.response()
         assert response is not None
         return response

@@ -20,7 +20,7 @@ from dagster_claude_batch.advance import Engine
 from dagster_claude_batch.batch_asset import BatchAsset, batch_asset, engine_for
 from dagster_claude_batch.simulator import Simulator, SimulatorTransport
 from simulation.baton import Boundary
-from simulation.books import Books, requests_in
+from simulation.books import Books, requests_in, row_of
 from simulation.database import CONFIG, Database
 from simulation.wire import Clock, Impatient, Wire, without_hidden
 
@@ -137,7 +137,7 @@ class World:
     seed: int
     circumstances: Circumstances
     clock: Clock = field(default_factory=lambda: Clock(_START))
-    refusals: list[str] = field(default_factory=list)
+    refused_alone: set[tuple[str, str]] = field(default_factory=set)
     hidden: dict[str, datetime] = field(default_factory=dict)
     letters: list[_Letter] = field(default_factory=list)
     say: Callable[[str], None] = lambda _: None
@@ -267,6 +267,13 @@ class World:
         if self.circumstances.hides and not self.is_calm and self.random.random() < 0.5:
             hidden = self.random.uniform(0, HIDDEN_AT_MOST.total_seconds())
             self.hidden[batch_id] = self.clock.now() + timedelta(seconds=hidden)
+
+    def note_refusal(self, request: httpx2.Request, status: int) -> None:
+        """Remember rows whose request was too large all by itself."""
+        if status == 413:
+            requests = requests_in(request.content)
+            if len(requests) == 1:
+                self.refused_alone.add(row_of(requests[0][1]))
 
     def _hidden_now(self) -> set[str]:
         now = self.clock.now()
