@@ -14,6 +14,10 @@ class Crash(BaseException):  # noqa: N818  # no error of anybody: the process is
     """The process of a run ends here."""
 
 
+class Interrupted(BaseException):  # noqa: N818  # raised as Dagster's own, which is none either
+    """Somebody terminates the run, which may still tidy up."""
+
+
 @dataclass(frozen=True)
 class Boundary:
     """Where a run stands."""
@@ -32,6 +36,7 @@ class Runner:
     at: Boundary | None = None
     is_over: bool = False
     is_dead: bool = False
+    is_interrupted: bool = False
     error: BaseException | None = None
     decision: Any = None
     _go: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
@@ -64,12 +69,15 @@ class Runner:
         if self.decision == "crash":
             self.is_dead = True
             raise Crash
+        if self.decision == "interrupt":
+            self.is_interrupted = True
+            raise Interrupted
         return self.decision
 
     def _live(self) -> None:
         try:
             self.body(self)
-        except Crash:
+        except (Crash, Interrupted):
             pass
         except Exception as error:  # noqa: BLE001  # how a run ends is judged by the schedule
             self.error = error

@@ -43,6 +43,7 @@ class Books:
     batches: dict[str, list[Request]] = field(default_factory=dict)
     truth: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     lost_results: set[str] = field(default_factory=set)
+    strays: set[str] = field(default_factory=set)
     exempt: set[tuple[str, str]] = field(default_factory=set)
     billed: Counter[tuple[str, str]] = field(default_factory=Counter)
     _short: dict[tuple[str, str], int] = field(default_factory=lambda: defaultdict(int))

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
-from typing import Any, Final
+from typing import Final
 
 import httpx2
 
@@ -44,6 +44,7 @@ class Fault:
     twice: bool = False
     damage: "Damage | None" = None
     crash: bool = False
+    is_stray: bool = False
 
 
 @dataclass(frozen=True)
@@ -158,8 +159,8 @@ _HALTS: Final = (
 )
 
 
-def draw(random: Random, call: str, *, max_delay: float) -> Fault:
-    """A fault that an exchange of this kind can meet."""
+def draw(random: Random, call: str, *, max_delay: float, strays: bool) -> Fault:
+    """A fault that an exchange of this kind can meet; ``strays`` break the engine's assumptions."""
     makers: list[Callable[[], Fault]] = [
         lambda: _lost_call(random),
         lambda: _lost_answer(random),
@@ -167,6 +168,8 @@ def draw(random: Random, call: str, *, max_delay: float) -> Fault:
     ]
     if call in {"create", "cancel"}:
         makers.append(lambda: _delayed(random, max_delay))
+    if call == "create" and strays:
+        makers += [lambda: _astray(random)] * 4
     if call != "create":
         makers.append(lambda: Fault("duplicate delivery", twice=True))
     if call == "results":
@@ -195,6 +198,15 @@ def _delayed(random: Random, max_delay: float) -> Fault:
     )
 
 
+def _astray(random: Random) -> Fault:
+    """One call that makes two batches, or arrives long after everybody has given it up."""
+    error = random.choice((*LOST, None))
+    if error is None or random.random() < 0.5:
+        return Fault("create delivered twice", twice=True, error=error)
+    delay = random.uniform(0.5, 10) * 3_600
+    return Fault("create long delayed", arrives=False, delay=delay, error=error, is_stray=True)
+
+
 def _refused(random: Random, call: str) -> Fault:
     if call != "create":
         refusal = random.choice((*_DOUBTFUL, *_CERTAIN[:2]))
@@ -214,7 +226,3 @@ def _damaged(random: Random) -> Fault:
     kind = random.choice(sorted(DAMAGES))
     return Fault(f"results: {kind}", damage=Damage(kind, random.getrandbits(32), DAMAGES[kind]))
 
-
-def crash_of(site: str, moment: str) -> dict[str, Any]:
-    """How a crash is counted."""
-    return {"site": site, "moment": moment}

@@ -31,6 +31,10 @@ def check_at_rest(world: "World") -> list[Violation]:
     ]
 
 
+_UNSENT = {"expired"}
+"""Errors of rows that could not be sent before their time was over."""
+
+
 class _Ledger:
     """The ledger's chunks by batch, and its requests by batch and ordinal."""
 
@@ -68,6 +72,8 @@ def _billed_once(world: "World", ledger: _Ledger) -> Iterator[Violation]:
     times = Counter[tuple[str, str, int]]()
     for request in world.books.requests():
         chunk = ledger.chunks.get(request.batch_id)
+        if request.batch_id in world.books.strays:
+            continue
         if chunk is not None and world.books.billed[request.identity]:
             times[chunk["materialization_id"], request.key, chunk["attempt"]] += 1
     for (_, key, attempt), count in times.items():
@@ -94,6 +100,8 @@ def _kept(world: "World", ledger: _Ledger) -> Iterator[Violation]:
             if known["_outcome"] != "answer":
                 outcome = known["_outcome"]
                 yield Violation("c", f"the answer to {request.key} in {name} landed as {outcome}")
+            if request.batch_id in world.books.strays:
+                continue
             moment = ledger.chunks[request.batch_id]["landed_at"]
             if request.key not in landed or moment > landed[request.key][0]:
                 landed[request.key] = moment, request
@@ -101,6 +109,19 @@ def _kept(world: "World", ledger: _Ledger) -> Iterator[Violation]:
         if request.identity not in kept:
             name = world.books.name(request.batch_id)
             yield Violation("c", f"the last answer to {request.key}, of {name}, is in no table")
+    yield from _strays_kept(world, kept, set(landed))
+
+
+def _strays_kept(
+    world: "World", kept: dict[tuple[str, str], str], answered: set[str]
+) -> Iterator[Violation]:
+    """A second copy's answer is kept where there is no other."""
+    has_any = answered | {r.key for r in world.books.requests() if r.identity in kept}
+    for request in world.books.requests():
+        is_stray = request.batch_id in world.books.strays
+        if is_stray and world.books.billed[request.identity] and world.books.is_usable(request):
+            if request.key not in has_any and not world.books.is_unreadable(request):
+                yield Violation("c", f"the only answer to {request.key}, a stray's, is in no table")
 
 
 def _one_outcome(world: "World") -> Iterator[Violation]:
@@ -108,9 +129,9 @@ def _one_outcome(world: "World") -> Iterator[Violation]:
     asked = {request.identity: request for request in world.books.requests()}
     source = {(corpus, key): text for corpus, key, text in world.sql("SELECT * FROM texts")}
     outcomes = defaultdict[tuple[str, str], list[tuple[Any, ...]]](list)
-    for table in ("sentiment", "sentiment_failures"):
+    for table, error in (("sentiment", "NULL"), ("sentiment_failures", "_error_type")):
         for partition, key, *identity in world.sql(
-            f"SELECT _partition, id, _batch_id, _custom_id FROM main.{table}"
+            f"SELECT _partition, id, _batch_id, _custom_id, {error} FROM main.{table}"
         ):
             outcomes[partition, key].append((table, *identity))
     for row in sorted(source.keys() | outcomes.keys()):
@@ -131,13 +152,13 @@ def _of_present_prompt(
     asked: dict[tuple[str, str], Request],
     refused_alone: set[tuple[str, str]],
 ) -> Iterator[Violation]:
-    table, batch_id, custom_id = outcome
+    table, batch_id, custom_id, error = outcome
     if text is None:
         if batch_id is not None:
             yield Violation("d", f"{key} cannot be asked, and is in {table} as if it had been")
         return
     request = asked.get((batch_id, custom_id))
-    if batch_id is None and (key, text) in refused_alone:
+    if batch_id is None and (error in _UNSENT or (key, text) in refused_alone):
         return
     if request is None:
         yield Violation("d", f"{key} is in {table} with a custom id that was never sent")
@@ -197,12 +218,19 @@ def _sums(world: "World", ledger: _Ledger) -> Iterator[Violation]:
     for request in ledger.requests:
         if request["state"] == "landed":
             spent[request["materialization"], request["id"]].append(request)
+    strayed = {
+        (ledger.chunks[request.batch_id]["materialization_id"], request.key)
+        for request in world.books.requests()
+        if request.batch_id in world.books.strays and request.batch_id in ledger.chunks
+    }
     for table in ("sentiment", "sentiment_failures"):
         for row in _dicts(world, f"SELECT * FROM main.{table} WHERE _batch_id IS NOT NULL"):
             chunk = ledger.chunks.get(row["_batch_id"])
             if chunk is None:
                 yield Violation("e", f"{row['id']} is in {table} of a batch the ledger lacks")
                 continue
+            if (chunk["materialization_id"], row["id"]) in strayed:
+                continue  # which of two copies a row's share counts, nobody has promised
             attempts = [
                 each
                 for each in spent[chunk["materialization_id"], row["id"]]

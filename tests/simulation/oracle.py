@@ -80,6 +80,8 @@ def _check_answers(
         batch = world.books.name(earlier.batch_id)
         if state == "unknown" and earlier.batch_id in world.books.lost_results:
             continue  # nobody could have told that it was this chunk's
+        if state != "landed" and earlier.batch_id in world.books.strays:
+            continue  # it should not be there, and is a second copy
         if state != "landed":
             problems.append(Violation("b", f"{earlier.key} is sent while it is out in {batch}"))
         elif earlier.identity in kept and not (

@@ -3,7 +3,7 @@
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from hashlib import sha256
@@ -14,6 +14,7 @@ from typing import Any, Final
 import anthropic
 import httpx2
 
+from dagster_claude_batch.advance import Engine
 from dagster_claude_batch.errors import (
     AccountHaltedError,
     LostChunkError,
@@ -23,7 +24,7 @@ from dagster_claude_batch.errors import (
 from dagster_claude_batch.ledger import Materialization, MaterializationConfig
 from dagster_claude_batch.workbench import Waiting
 from simulation import faults
-from simulation.baton import Boundary, Runner
+from simulation.baton import Boundary, Interrupted, Runner
 from simulation.invariants import check_at_rest
 from simulation.oracle import Violation, check_create
 from simulation.world import PARTITIONS, TIMEOUT_SECONDS, Circumstances, World
@@ -40,6 +41,7 @@ EVENTS: Final = {
     "cancel batch": 2,
     "delete batch": 1,
     "terminate": 2,
+    "interrupt": 2,
     "settle": 2,
     "launch": 5,
     "retry": 3,
@@ -47,6 +49,9 @@ EVENTS: Final = {
     "wake early": 2,
 }
 """What happens outside the engine, and how often beside each other."""
+
+WATCHED: Final = timedelta(hours=24)
+"""So long after it strayed in a second copy is sure to be looked for."""
 
 WAKE_UPS_TO_REST: Final = 40
 """Wake-ups after which everything must have come to rest."""
@@ -72,12 +77,14 @@ def circumstances_of(seed: int) -> Circumstances:
         bad_share=random.choice([0.0, 0.2, 0.5]),
         skew=timedelta(minutes=random.choice([0, 0, 0, -4, 4])),
         hides=random.random() < 0.5,
+        strays=(strays := random.random() < 0.15),
+        max_wait_hours=random.choice([None, None, None, 3.0]),
         crash=random.choice([0.0, 0.01, 0.03, 0.06]),
         fault=random.choice([0.0, 0.05, 0.15, 0.3]),
         switch=random.choice([0.0, 0.1, 0.5]),
         event=random.choice([0.0, 0.05, 0.15]),
         length=random.randint(4, 14),
-        events=frozenset(events),
+        events=frozenset(events - {"day", "month"} if strays else events),
     )
 
 
@@ -211,6 +218,9 @@ class Schedule:
         self._current = process
         at = process.runner.at
         decision = self._decide(process, at) if at is not None else None
+        self._step(process, decision)
+
+    def _step(self, process: Process, decision: Any) -> None:
         process.runner.step(decision)
         self._note_sending(process)
         if process.runner.is_over:
@@ -227,7 +237,12 @@ class Schedule:
             return "crash"
         if at.call != "transact" and at.moment == "before" and not self.is_calm:
             if self.random.random() < self.circumstances.fault:
-                fault = faults.draw(self.random, at.call, max_delay=self._time_left(process))
+                fault = faults.draw(
+                    self.random,
+                    at.call,
+                    max_delay=self._time_left(process),
+                    strays=self.circumstances.strays,
+                )
                 self.say(f"{where}: {fault.kind}")
                 self.counts[f"fault: {fault.kind}"] += 1
                 return fault
@@ -318,7 +333,7 @@ class Schedule:
     ) -> None:
         """What a run does, as `waiting.Run`: attach, advance, and leave a held run."""
         engine = self.world.engine(run_id, runner.pause, retry_of=retry_of)
-        materializations = engine.attach(partitions, config)
+        materializations = engine.attach(partitions, config, is_given_up=self._was_given_up)
         held = Held(_next_id(run_id), partitions, config, maker=runner)
 
         def hold() -> None:
@@ -329,6 +344,11 @@ class Schedule:
         engine.before_sending = hold
         try:
             waiting = engine.advance(materializations)
+        except Interrupted:
+            self._give_up(engine, materializations, {run_id, held.run_id})
+            if held in self.held:
+                self.held.remove(held)
+            raise
         except Exception:
             if held in self.held and not engine.may_be_out(materializations):
                 self.held.remove(held)
@@ -340,6 +360,26 @@ class Schedule:
         else:
             hold()
             held.waiting = waiting
+
+    def _give_up(
+        self, engine: Engine, materializations: Sequence[Materialization], mine: set[str]
+    ) -> None:
+        """What a run does that somebody terminates, as `waiting.Run`."""
+        self.abandoned += sorted(mine)
+        for each in materializations:
+            if not self._alive(but=mine).intersection(engine.runs_of(each)):
+                engine.cancel(each)
+        engine.may_be_out(materializations)
+
+    def _was_given_up(self, run_ids: Sequence[str]) -> bool:
+        """As `held_run.were_given_up`: the last run was cancelled, and no other is alive."""
+        if not run_ids or self._alive().intersection(run_ids):
+            return False
+        return run_ids[-1] in self.abandoned
+
+    def _alive(self, *, but: Collection[str] = ()) -> set[str]:
+        alive = {process.run_id for process in self.live} | {held.run_id for held in self.held}
+        return alive - set(but)
 
     def _check_done(self, materializations: Sequence[Materialization]) -> None:
         ids = [each.materialization_id for each in materializations]
@@ -357,14 +397,14 @@ class Schedule:
 
     def _settle(self) -> None:
         """The landing job of the sensor."""
-        alive = {process.run_id for process in self.live} | {held.run_id for held in self.held}
         abandoned = list(self.abandoned)
         self.runs += 1
         name = f"settle{self.runs}"
 
         def body(runner: Runner) -> None:
             engine = self.world.engine(name, runner.pause)
-            engine.settle(abandoned, is_alive=lambda run_id: run_id in alive)
+            engine.settle(abandoned, is_alive=lambda run_id: run_id in self._alive())
+            engine.is_watching()
 
         self.say(f"{name} starts")
         process = Process(Runner(name, body), name)
@@ -393,6 +433,7 @@ class Schedule:
             "cancel batch": self._cancel_batch,
             "delete batch": self._delete_batch,
             "terminate": self._terminate,
+            "interrupt": self._interrupt,
             "settle": self._settle,
             "launch": self._launch_another,
             "retry": self._retry,
@@ -457,6 +498,21 @@ class Schedule:
         self.abandoned.append(held.run_id)
         return held.run_id
 
+    def _interrupt(self) -> str | None:
+        """A person terminates a run at work."""
+        at_work = [
+            process
+            for process in self.live
+            if process.partitions
+            and not process.runner.is_interrupted
+            and process.runner.at is not None
+        ]
+        if not at_work:
+            return None
+        process = self.random.choice(at_work)
+        self._step(process, "interrupt")
+        return process.run_id
+
     def _launch_another(self) -> None:
         if len(self.live) < 3:
             self._launch()
@@ -498,6 +554,7 @@ class Schedule:
     def _rest(self) -> None:
         """No faults any more: wake up what waits, then ask for all partitions until all is done."""
         self.is_calm = self.world.is_calm = True
+        self._overlook_strays()
         for wake_ups in range(WAKE_UPS_TO_REST):
             self._let_pass(30 * 86_400.0 if wake_ups == WAKE_UPS_TO_REST // 2 else 3_600.0)
             if not self.held or wake_ups % 4 == 3:
@@ -516,6 +573,13 @@ class Schedule:
             self.violations.append(Violation("f", f"no rest after {WAKE_UPS_TO_REST} wake-ups"))
             return
         self._materialize_all()
+
+    def _overlook_strays(self) -> None:
+        """What strayed in longer ago than anybody watches for it is nobody's fault."""
+        now = self.world.clock.now()
+        for batch in self.world.simulator.batches():
+            if batch.id in self.world.books.strays and now - batch.created_at > WATCHED:
+                self.world.books.lost_results.add(batch.id)
 
     def _materialize_all(self) -> None:
         """One more materialization, of all partitions as they are now, to its end."""
@@ -548,6 +612,8 @@ class Schedule:
         self._note_archived()
 
     def _is_at_rest(self) -> bool:
+        if self.world.letters or self._strays_left():
+            return False
         if not self.world.has("claude_batch.chunks"):
             return True
         (out,) = self.world.sql(
@@ -558,6 +624,11 @@ class Schedule:
             "SELECT count(*) FROM claude_batch.materializations WHERE state = 'open'"
         )[0]
         return not (out or still)
+
+    def _strays_left(self) -> bool:
+        """Whether second copies are there that nobody has seen yet."""
+        known = {b for (b,) in self.world.sql("SELECT batch_id FROM claude_batch.chunks")}
+        return not known.issuperset(self.world.books.strays - self.world.books.lost_results)
 
     def _at_create(self, run: str, body: bytes) -> None:
         for violation in check_create(self.world, body):

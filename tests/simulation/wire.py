@@ -65,11 +65,12 @@ class Wire(httpx2.BaseTransport):
     def _befall(self, request: httpx2.Request, call: str, fault: Fault) -> httpx2.Response:
         response = None
         if fault.delay is not None:
-            self._world.arrives_later(request, call, self._run, fault.delay)
+            self._world.arrives_later(request, call, self._run, fault.delay, is_stray=fault.is_stray)
         elif fault.arrives:
             response = self._arrive(request, call, fault)
             if fault.twice:
-                response = self._arrive(request, call, fault)
+                again = self._arrive(request, call, fault, is_again=True)
+                response = response if call == "create" else again
         if fault.crash:
             raise Crash
         if fault.error is not None:
@@ -81,9 +82,15 @@ class Wire(httpx2.BaseTransport):
         return response
 
     def _arrive(
-        self, request: httpx2.Request, call: str, fault: Fault | None = None
+        self,
+        request: httpx2.Request,
+        call: str,
+        fault: Fault | None = None,
+        *,
+        is_again: bool = False,
     ) -> httpx2.Response:
-        response = self._world.arrive(request, call)
+        is_stray = fault is not None and fault.twice and call == "create" and is_again
+        response = self._world.arrive(request, call, self._run, is_stray=is_stray)
         damage = fault.damage if fault is not None else None
         if call != "results" or response.status_code != 200:
             return response

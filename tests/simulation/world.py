@@ -50,6 +50,7 @@ _BAD_ENDS: Final = (
     "invalid_output",
     "missing",
     "unknown",
+    "halted",
 )
 
 
@@ -91,6 +92,8 @@ class Circumstances:
     bad_share: float
     skew: timedelta
     hides: bool
+    strays: bool
+    max_wait_hours: float | None
     crash: float
     fault: float
     switch: float
@@ -100,7 +103,7 @@ class Circumstances:
 
 
 @cache
-def declared(chunk_size: int) -> BatchAsset:
+def declared(chunk_size: int, max_wait_hours: float | None) -> BatchAsset:
     """The asset, declared once for all worlds."""
     found = batch_asset(
         build_claude_batch_asset(
@@ -113,6 +116,7 @@ def declared(chunk_size: int) -> BatchAsset:
             partition_expr="corpus",
             chunk_size=chunk_size,
             max_attempts=3,
+            max_wait_hours=max_wait_hours,
         )
     )
     assert found is not None
@@ -127,6 +131,7 @@ class _Letter:
     request: httpx2.Request
     call: str
     run: str
+    is_stray: bool
 
 
 @dataclass
@@ -191,7 +196,7 @@ class World:
         )
         claude._world, claude._run, claude._pause = self, run_id, pause  # noqa: SLF001  # private to pydantic, not to us
         engine = engine_for(
-            declared(self.circumstances.chunk_size),
+            declared(self.circumstances.chunk_size, self.circumstances.max_wait_hours),
             database=Database(self.path, pause),
             claude=claude,
             run_id=run_id,
@@ -246,9 +251,11 @@ class World:
 
     # --- the API ----------------------------------------------------------------------------
 
-    def arrive(self, request: httpx2.Request, call: str, run: str = "") -> httpx2.Response:
-        """Let a call have its effect."""
-        if call == "create":
+    def arrive(
+        self, request: httpx2.Request, call: str, run: str = "", *, is_stray: bool = False
+    ) -> httpx2.Response:
+        """Let a call have its effect; a stray one should not have any, by the assumptions."""
+        if call == "create" and not is_stray:
             self.at_create(run, request.content)
         answer = self._transport.handle_request(request)
         response = httpx2.Response(
@@ -256,6 +263,8 @@ class World:
         )
         if call == "create" and response.status_code == 200:
             self._note_created(response.json()["id"], request.content)
+            if is_stray:
+                self.books.strays.add(response.json()["id"])
         if call == "list" and self.hidden:
             return without_hidden(response, self._hidden_now())
         return response
@@ -280,10 +289,10 @@ class World:
         return {batch_id for batch_id, until in self.hidden.items() if now < until}
 
     def arrives_later(
-        self, request: httpx2.Request, call: str, run: str, seconds: float
+        self, request: httpx2.Request, call: str, run: str, seconds: float, *, is_stray: bool
     ) -> None:
         due = self.clock.now() + timedelta(seconds=seconds)
-        self.letters.append(_Letter(due, request, call, run))
+        self.letters.append(_Letter(due, request, call, run, is_stray))
 
     def deliver(self) -> None:
         """Let the calls arrive whose time has come."""
@@ -294,7 +303,7 @@ class World:
         for letter in due:
             self.letters.remove(letter)
             self.say(f"    the delayed {letter.call} of {letter.run} arrives")
-            self.arrive(letter.request, letter.call, letter.run)
+            self.arrive(letter.request, letter.call, letter.run, is_stray=letter.is_stray)
 
     def move_clock(self, seconds: float) -> None:
         """Let time pass, with all that is due meanwhile in its order."""
@@ -316,7 +325,8 @@ class World:
         random = Random(f"{self.seed} {prompt} {seen}")
         if random.random() >= self.circumstances.bad_share:
             return None
-        return random.choice(_BAD_ENDS)
+        end = random.choice(_BAD_ENDS)
+        return None if end == "halted" and self.is_calm else end
 
 
 def _answer(params: dict[str, Any]) -> dict[str, Any]:
