@@ -1,0 +1,1 @@
+"""Seeded schedules of crashes, faults and second runs, played on the real engine."""

@@ -1,0 +1,121 @@
+"""The places where the engine does I/O: enumerated from its source, recognised on the stack."""
+
+import ast
+import inspect
+from collections import Counter
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import FrameType
+from typing import Final
+
+import dagster_claude_batch
+
+PACKAGE: Final = Path(dagster_claude_batch.__file__).parent
+
+VERBS: Final = frozenset(
+    {
+        "cancel",
+        "create",
+        "create_from_body",
+        "delete",
+        "download",
+        "list",
+        "look",
+        "model",
+        "requests_in_queue",
+        "results",
+        "retrieve",
+    }
+)
+"""What the Claude resource can be asked."""
+
+NOT_THE_ENGINE: Final = {
+    "sensor": "has no ledger and pays for nothing; what it reads is asked again at its next tick",
+    "waiting.Run.reports:transact": "only reads, after everything has landed",
+    "resource": "the verbs themselves",
+    "warehouse": "the definition of `transact`",
+}
+"""Modules and sites that no schedule crashes at, and why that is no loss."""
+
+
+@dataclass(frozen=True, order=True)
+class Site:
+    """One call in the source: ``name`` says where, and stays when lines move."""
+
+    name: str
+    first_line: int
+    last_line: int
+
+
+@cache
+def sites_of(module: str) -> tuple[Site, ...]:
+    """All calls of a module that reach the database or the API."""
+    tree = ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
+    found: list[tuple[str, ast.Call]] = []
+    _collect(tree, [module], found)
+    names = Counter(name for name, _ in found)
+    seen = Counter[str]()
+    sites: list[Site] = []
+    for name, call in found:
+        seen[name] += 1
+        numbered = f"{name}#{seen[name]}" if names[name] > 1 else name
+        sites.append(Site(numbered, call.lineno, call.end_lineno or call.lineno))
+    return tuple(sites)
+
+
+def _collect(node: ast.AST, path: list[str], found: list[tuple[str, ast.Call]]) -> None:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Call) and (verb := _verb(child)):
+            found.append((f"{'.'.join(path)}:{verb}", child))
+        is_scope = isinstance(child, ast.FunctionDef | ast.ClassDef)
+        _collect(child, [*path, child.name] if is_scope else path, found)
+
+
+def _verb(call: ast.Call) -> str | None:
+    """What is called, if it is `….transact(…)` or `….claude.<verb>(…)`."""
+    function = call.func
+    if not isinstance(function, ast.Attribute):
+        return None
+    if function.attr == "transact":
+        return "transact"
+    owner = function.value
+    of_claude = getattr(owner, "attr", None) == "claude" or getattr(owner, "id", None) == "claude"
+    return function.attr if of_claude and function.attr in VERBS else None
+
+
+def engine_sites() -> list[str]:
+    """The sites of the whole package that have to be crashed at."""
+    modules = sorted(
+        ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        for path in PACKAGE.glob("*.py")
+        if path.stem not in NOT_THE_ENGINE
+    )
+    names = [site.name for module in modules for site in sites_of(module)]
+    return [name for name in names if name not in NOT_THE_ENGINE]
+
+
+def site_here() -> str:
+    """The engine's call that led here, innermost first."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        module = _module_of(frame)
+        if module is not None:
+            line = frame.f_lineno
+            around = [s for s in sites_of(module) if s.first_line <= line <= s.last_line]
+            if around:
+                return max(around, key=lambda site: site.first_line).name
+        frame = frame.f_back
+    return "nowhere"
+
+
+@cache
+def _module_name(filename: str) -> str | None:
+    path = Path(filename)
+    if path.parent != PACKAGE or path.stem in {"resource", "warehouse"}:
+        return None
+    return path.stem
+
+
+def _module_of(frame: FrameType) -> str | None:
+    return _module_name(frame.f_code.co_filename)

@@ -1,0 +1,116 @@
+"""What must hold at each create call, when it arrives: nobody pays twice for one answer."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from simulation.books import Request, requests_in, row_of, sha256_of
+
+if TYPE_CHECKING:
+    from simulation.world import World
+
+
+@dataclass(frozen=True)
+class Violation:
+    """A broken promise; ``invariant`` is its letter."""
+
+    invariant: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"invariant ({self.invariant}): {self.what}"
+
+
+INVARIANTS = {
+    "a": "each row and attempt of a materialization is billed at most once",
+    "b": "no second answer is paid for while a usable one exists",
+    "c": "every billed answer is known to the ledger, and kept or replaced by a later one",
+    "d": "each row of the source has exactly one outcome, of its present prompt",
+    "e": "ledger and tables agree with each other and with the bill",
+    "f": "it always comes to rest",
+    "g": "each run ends truthfully, and nothing is sent for what was cancelled",
+}
+
+
+def check_create(world: "World", body: bytes) -> list[Violation]:
+    """What is wrong with a create call that arrives now, by the ledger as it is committed."""
+    requests = [
+        Request("", custom_id, *row_of(params)) for custom_id, params in requests_in(body)
+    ]
+    intent = _intent(world, requests[0].nonce)
+    if intent is None or len({request.nonce for request in requests}) > 1:
+        return [Violation("c", "a batch is sent without its intent in the ledger")]
+    return [*_check_intent(intent, body), *_check_answers(world, requests, intent)]
+
+
+def _intent(world: "World", nonce: str) -> dict[str, Any] | None:
+    names = ("state", "sha256", "sending_at", "materialization", "config", "over", "ended_at")
+    found = world.sql(
+        "SELECT c.state, body_sha256, sending_at, c.materialization_id, m.config, "
+        "m.state <> 'open', m.ended_at FROM claude_batch.chunks AS c "
+        "JOIN claude_batch.materializations AS m USING (materialization_id) "
+        "WHERE nonce = $nonce",
+        nonce=nonce,
+    )
+    return dict(zip(names, found[0], strict=True)) if found else None
+
+
+def _check_intent(intent: dict[str, Any], body: bytes) -> list[Violation]:
+    problems: list[Violation] = []
+    if intent["state"] != "sending":
+        problems.append(Violation("c", f"a chunk is sent in the state {intent['state']}"))
+    if intent["sha256"] != sha256_of(body):
+        problems.append(Violation("e", "the ledger has another sha256 than the body that is sent"))
+    if intent["over"] and intent["sending_at"] > intent["ended_at"]:
+        problems.append(Violation("g", "a chunk is sent for a materialization that is over"))
+    return problems
+
+
+def _check_answers(
+    world: "World", requests: list[Request], intent: dict[str, Any]
+) -> list[Violation]:
+    asked = {(request.key, request.text) for request in requests}
+    before = [r for r in world.books.requests() if (r.key, r.text) in asked]
+    if not before:
+        return []
+    kept, states = kept_answers(world), chunk_states(world)
+    refresh = '"refresh": true' in intent["config"]
+    problems: list[Violation] = []
+    for earlier in before:
+        state, materialization = states.get(earlier.batch_id, ("unknown", None))
+        batch = world.books.name(earlier.batch_id)
+        if state == "unknown" and earlier.batch_id in world.books.lost_results:
+            continue  # nobody could have told that it was this chunk's
+        if state != "landed" and earlier.batch_id in world.books.strays:
+            continue  # it should not be there, and is a second copy
+        if state != "landed":
+            problems.append(Violation("b", f"{earlier.key} is sent while it is out in {batch}"))
+        elif earlier.identity in kept and not (
+            refresh and materialization != intent["materialization"]
+        ):
+            problems.append(
+                Violation("b", f"{earlier.key} is sent, but {batch} has answered it already")
+            )
+    return problems
+
+
+def kept_answers(world: "World") -> dict[tuple[str, str], str]:
+    """Where each answer is that the tables hold, by batch and custom id."""
+    answers = world.sql("SELECT _batch_id, _custom_id FROM main.sentiment")
+    departed = world.sql(
+        "SELECT answer ->> '$._batch_id', answer ->> '$._custom_id' FROM claude_batch.departed"
+    )
+    return {
+        **{(str(batch), str(custom)): "departed" for batch, custom in departed},
+        **{(str(batch), str(custom)): "answers" for batch, custom in answers},
+    }
+
+
+def chunk_states(world: "World") -> dict[str, tuple[str, str]]:
+    """State and materialization of the chunk of each batch that the ledger knows."""
+    return {
+        batch_id: (state, materialization)
+        for batch_id, state, materialization in world.sql(
+            "SELECT batch_id, state, materialization_id FROM claude_batch.chunks "
+            "WHERE batch_id IS NOT NULL"
+        )
+    }
