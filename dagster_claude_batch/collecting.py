@@ -6,13 +6,12 @@ from datetime import timedelta
 from typing import Final
 
 import anthropic
-import httpx2
 from anthropic.types.messages import MessageBatch
 
 from dagster_claude_batch import chunks
 from dagster_claude_batch.chunks import Chunk
 from dagster_claude_batch.doubt import UNREADABLE, UNSEEN
-from dagster_claude_batch.errors import LostChunkError
+from dagster_claude_batch.errors import LostChunkError, ResultsUnavailableError
 from dagster_claude_batch.landing import Landing, counts_of, land
 from dagster_claude_batch.ledger import Materialization
 from dagster_claude_batch.outcomes import NOT_SENT, RESULTS_EXPIRED
@@ -73,14 +72,19 @@ class Collector:
         if batch.results_url is None:
             self._land(outstanding, _gone(chunk, batch), findings)
             return
-        declared, now = self.bench.declaration.output, self.bench.claude.now()
+        claude, declared = self.bench.claude, self.bench.declaration.output
         try:
-            staged = fetch(self.bench.claude, batch, declared, nonce=chunk.nonce)
-        except (anthropic.APIError, httpx2.HTTPError) as error:
-            self.bench.log.warning(
-                "The results of batch %s cannot be read now (%s).", batch.id, type(error).__name__
+            staged = self.bench.asking(
+                findings, lambda: fetch(claude, batch, declared, nonce=chunk.nonce)
             )
-            findings.wait_until(now + UNREADABLE)
+        except ResultsUnavailableError as error:
+            if error.is_gone:
+                self._land(outstanding, _gone(chunk, batch), findings)
+                return
+            self.bench.log.warning("%s", error)
+            findings.wait_until(claude.now() + UNREADABLE)
+            return
+        if staged is None:
             return
         late = outstanding.is_overdue and batch.cancel_initiated_at is not None
         landing = Landing(chunk, batch.id, counts_of(batch), batch.ended_at, staged, is_late=late)

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Final
 
+from dagster_claude_batch.one_line import one_line
+
 _NOTHING_IS_LOST: Final = (
     "Nothing is lost: what had been sent is found and collected later, and never sent twice."
 )
@@ -203,6 +205,23 @@ class CredentialsRefusedError(ClaudeBatchError):
             f"The API refused a question about the batches of asset {asset!r}: {reason} Nothing "
             "was sent or cancelled, and nothing is lost: results can be collected for 29 days. "
             "Put the credentials in order, then materialize again."
+        )
+
+
+class ResultsUnavailableError(ClaudeBatchError):
+    """The results of a batch that has ended could not be downloaded whole.
+
+    ``is_gone``: the API itself says that they have been archived, so that waiting is no use.
+    """
+
+    def __init__(self, batch_id: str, reason: str, *, is_gone: bool = False) -> None:
+        self.batch_id = batch_id
+        self.reason = reason
+        self.is_gone = is_gone
+        super().__init__(
+            f"The results of batch {one_line(batch_id)} could not be downloaded: {reason} Nothing "
+            "of this batch was written, and nothing is lost: results can be collected for 29 days. "
+            "Materialize again to collect them."
         )
 
 

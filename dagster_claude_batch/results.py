@@ -10,7 +10,7 @@ import httpx2
 import pyarrow as pa
 from anthropic.types.messages import MessageBatch
 
-from dagster_claude_batch.errors import ClaudeBatchError, InvalidOutputError
+from dagster_claude_batch.errors import InvalidOutputError, ResultsUnavailableError
 from dagster_claude_batch.one_line import one_line
 from dagster_claude_batch.outcomes import failure_of_stop_reason
 from dagster_claude_batch.output import Output
@@ -50,23 +50,6 @@ STAGED: Final = pa.schema(
 ``cache_write_tokens`` includes those of one hour."""
 
 
-class ResultsUnavailableError(ClaudeBatchError):
-    """The results of a batch that has ended could not be downloaded whole.
-
-    ``is_gone``: the API itself says that they have been archived, so that waiting is no use.
-    """
-
-    def __init__(self, batch_id: str, reason: str, *, is_gone: bool = False) -> None:
-        self.batch_id = batch_id
-        self.reason = reason
-        self.is_gone = is_gone
-        super().__init__(
-            f"The results of batch {one_line(batch_id)} could not be downloaded: {reason} Nothing "
-            "of this batch was written, and nothing is lost: results can be collected for 29 days. "
-            "Materialize again to collect them."
-        )
-
-
 # --- downloading ----------------------------------------------------------------------------
 
 
@@ -80,6 +63,7 @@ def fetch(
 
     Raises:
         ResultsUnavailableError: Not all of it is here, and the rest may still come.
+        OSError: The temporary directory has no room for it.
     """
     staging = Staging(output, nonce=nonce, size=size_of(batch))
     broken: list[str] = []

@@ -20,6 +20,7 @@ from dagster_claude_batch.declaration import Declaration
 from dagster_claude_batch.errors import NoTemporarySpaceError
 from dagster_claude_batch.ledger import LedgerAsset
 from dagster_claude_batch.matching import our_keys_as_selected, selected_is_selected
+from dagster_claude_batch.one_line import one_line
 from dagster_claude_batch.outcomes import is_halt
 from dagster_claude_batch.resource import ClaudeBatchResource
 from dagster_claude_batch.source import (
@@ -288,7 +289,7 @@ _SPEND_LIMITS: Final = frozenset({"enforced_spend_limit_reached", "contract_spen
 def _refusal(error: anthropic.APIStatusError) -> Sent:
     """Tell what an error status means for a create."""
     status, message = error.status_code, error.api_message or ""
-    reason = f"{status} {_shown(message) or type(error).__name__}"
+    reason = f"{status} {one_line(message) or type(error).__name__}"
     if status in {_TIMEOUT, _CONFLICT} or status >= _SERVER:
         return InDoubt(reason)
     if status == _TOO_LARGE:
@@ -298,14 +299,6 @@ def _refusal(error: anthropic.APIStatusError) -> Sent:
     if status == _TOO_MANY:
         return NotCreated(reason, "busy", _retry_after(error))
     return NotCreated(reason, "refused")
-
-
-def _shown(message: str) -> str:
-    """A message of the API as one line; what stands between may answer with a whole page."""
-    return " ".join(message.split())[:_SHOWN_CHARACTERS]
-
-
-_SHOWN_CHARACTERS: Final = 500
 
 
 def _retry_after(error: anthropic.APIStatusError) -> timedelta | None:

@@ -9,7 +9,8 @@ import pytest
 from anthropic.types.messages import MessageBatch
 from kit import Project
 
-from dagster_claude_batch.results import ResultsUnavailableError, fetch
+from dagster_claude_batch.errors import ResultsUnavailableError
+from dagster_claude_batch.results import fetch
 
 RESULTS = "GET /v1/messages/batches/…/results"
 

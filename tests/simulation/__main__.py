@@ -28,8 +28,11 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=1, help="processes that play")
     parser.add_argument("--seed", type=int, help="one seed only")
     parser.add_argument("--trace", action="store_true", help="print each step of it")
-    parser.add_argument("--until", choices=sorted(INVARIANTS), help="print the first seed that "
-                        "breaks this invariant")
+    parser.add_argument(
+        "--until",
+        choices=sorted(INVARIANTS),
+        help="print the first seed that breaks this invariant",
+    )
     return parser.parse_args()
 
 

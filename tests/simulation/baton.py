@@ -10,11 +10,11 @@ Moment: TypeAlias = Literal["before", "commit", "after", "sleep", "rest"]
 effect; ``sleep`` and ``rest`` are pauses that the engine or the run takes by itself."""
 
 
-class Crash(BaseException):  # noqa: N818  # no error of anybody: the process is gone
+class Crash(BaseException):  # no error of anybody: the process is gone
     """The process of a run ends here."""
 
 
-class Interrupted(BaseException):  # noqa: N818  # raised as Dagster's own, which is none either
+class Interrupted(BaseException):  # raised as Dagster's own, which is none either
     """Somebody terminates the run, which may still tidy up."""
 
 

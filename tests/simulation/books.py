@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from simulation.faults import Damaged
 from dagster_claude_batch.simulator import ApiError, Simulator
+from simulation.faults import Damaged
 
 DOWNLOADS: Final = 3
 """So many short downloads in a row, and a row without a line is missing."""

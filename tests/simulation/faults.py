@@ -225,4 +225,3 @@ def _refused(random: Random, call: str) -> Fault:
 def _damaged(random: Random) -> Fault:
     kind = random.choice(sorted(DAMAGES))
     return Fault(f"results: {kind}", damage=Damage(kind, random.getrandbits(32), DAMAGES[kind]))
-

@@ -181,9 +181,9 @@ def _agreement(world: "World", ledger: _Ledger) -> Iterator[Violation]:
             yield Violation("e", f"{name} has another size in the ledger")
         if chunk["state"] == "landed" and batch_id in counts:
             kinds = ("succeeded", "errored", "canceled", "expired")
-            if [chunk[kind] for kind in kinds] != [getattr(counts[batch_id], k) for k in kinds] and (
-                batch_id not in world.books.lost_results
-            ):
+            if [chunk[kind] for kind in kinds] != [
+                getattr(counts[batch_id], k) for k in kinds
+            ] and (batch_id not in world.books.lost_results):
                 yield Violation("e", f"{name} has other counts in the ledger")
         for request in requests:
             yield from _usage(world, ledger, request, bill.get(request.identity))

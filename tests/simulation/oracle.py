@@ -33,9 +33,7 @@ INVARIANTS = {
 
 def check_create(world: "World", body: bytes) -> list[Violation]:
     """What is wrong with a create call that arrives now, by the ledger as it is committed."""
-    requests = [
-        Request("", custom_id, *row_of(params)) for custom_id, params in requests_in(body)
-    ]
+    requests = [Request("", custom_id, *row_of(params)) for custom_id, params in requests_in(body)]
     intent = _intent(world, requests[0].nonce)
     if intent is None or len({request.nonce for request in requests}) > 1:
         return [Violation("c", "a batch is sent without its intent in the ledger")]

@@ -17,7 +17,6 @@ import httpx2
 from dagster_claude_batch.advance import Engine
 from dagster_claude_batch.errors import (
     AccountHaltedError,
-    LostChunkError,
     MaterializationDoneError,
     SubmissionRefusedError,
 )
@@ -317,7 +316,9 @@ class Schedule:
             self._work(runner, run_id, partitions, config, retry_of)
 
         said = [*partitions, *(["refresh"] if config.refresh else []), config.retry_failed]
-        self.say(f"{run_id} starts: {' '.join(said)}" + (f" (retries {retry_of})" if retry_of else ""))
+        self.say(
+            f"{run_id} starts: {' '.join(said)}" + (f" (retries {retry_of})" if retry_of else "")
+        )
         self.counts["runs"] += 1
         process = Process(Runner(run_id, body), run_id, partitions, config)
         self.live.append(process)
@@ -667,9 +668,7 @@ def play(seed: int, *, crash_at: tuple[str, str] | None = None) -> Outcome:
         schedule.kill_all()
         world.close()
         shutil.rmtree(directory, ignore_errors=True)
-    return Outcome(
-        seed, schedule.violations, schedule.trace, schedule.counts, schedule.crashed_at
-    )
+    return Outcome(seed, schedule.violations, schedule.trace, schedule.counts, schedule.crashed_at)
 
 
 def fastest_directory() -> str | None:

@@ -9,7 +9,9 @@ IN_CI = 200
 BLOCK = 10
 
 
-@pytest.mark.parametrize("first", range(0, IN_CI, BLOCK), ids=lambda n: f"seeds {n}-{n + BLOCK - 1}")
+@pytest.mark.parametrize(
+    "first", range(0, IN_CI, BLOCK), ids=lambda n: f"seeds {n}-{n + BLOCK - 1}"
+)
 def test_no_schedule_breaks_a_promise(first: int) -> None:
     broken = [o for o in map(play, range(first, first + BLOCK)) if o.violations]
 

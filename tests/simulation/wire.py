@@ -65,7 +65,9 @@ class Wire(httpx2.BaseTransport):
     def _befall(self, request: httpx2.Request, call: str, fault: Fault) -> httpx2.Response:
         response = None
         if fault.delay is not None:
-            self._world.arrives_later(request, call, self._run, fault.delay, is_stray=fault.is_stray)
+            self._world.arrives_later(
+                request, call, self._run, fault.delay, is_stray=fault.is_stray
+            )
         elif fault.arrives:
             response = self._arrive(request, call, fault)
             if fault.twice:
