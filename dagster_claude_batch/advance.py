@@ -126,7 +126,7 @@ class Engine(Workbench):
 
     def is_watching(self) -> bool:
         """Whether second copies may still appear of what was sent anew."""
-        return bool(self.warehouse.transact(self._reconciler.watched))
+        return self.warehouse.is_there() and bool(self.warehouse.transact(self._reconciler.watched))
 
     def settle(self, abandoned_runs: Sequence[str], *, is_alive: Callable[[str], bool]) -> int:
         """Land what nobody waits for, and cancel what was abandoned; how many batches are left.
@@ -135,10 +135,13 @@ class Engine(Workbench):
         is alive does. What is left has to be settled again, later.
 
         Raises:
-            LedgerLostError: The database is not there.
+            LedgerLostError: The database is not there, although these runs had worked on it.
         """
         left = 0
-        self.warehouse.require_file()
+        if abandoned_runs:
+            self.warehouse.require_file()
+        if not self.warehouse.is_there():
+            return 0
         self._reconciler.watch()
         for each, runs in self.warehouse.transact(self._unlanded):
             if any(is_alive(run_id) for run_id in runs):

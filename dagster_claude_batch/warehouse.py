@@ -125,13 +125,17 @@ class Warehouse:
                 patience.end()
                 return connection
 
+    def is_there(self) -> bool:
+        """Whether opening the database would not make a new file."""
+        return self.file is None or self.file.exists()
+
     def require_file(self) -> None:
         """Make sure that opening the database does not make a new one.
 
         Raises:
             LedgerLostError: Its file is not there.
         """
-        if self.file is not None and not self.file.exists():
+        if not self.is_there():
             raise LedgerLostError(self.name, "the file is not there any more.")
 
     def _require_ledger(self, connection: Connection) -> None:
