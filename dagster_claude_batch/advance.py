@@ -16,7 +16,13 @@ from dagster_claude_batch.reconciling import Reconciler
 from dagster_claude_batch.sending import Sender
 from dagster_claude_batch.source import PartitionSlice
 from dagster_claude_batch.warehouse import Connection
-from dagster_claude_batch.workbench import Outstanding, Waiting, Workbench, waiting_for
+from dagster_claude_batch.workbench import (
+    Outstanding,
+    Waiting,
+    Workbench,
+    asset_of,
+    waiting_for,
+)
 
 
 @dataclass
@@ -73,7 +79,8 @@ class Engine(Workbench):
             CredentialsRefusedError: See there. What had been sent before stays sent, and is
                 collected by whoever comes next.
         """
-        self._reconciler.watch()
+        if self._reconciler.watch().moved:
+            self._adopt(materializations)
         while True:
             work = self.read(materializations)
             doubts = self._reconciler.reconcile(work)
@@ -86,6 +93,18 @@ class Engine(Workbench):
             after = self.read(materializations)
             self._refuse_to_go_on_halted(after)
             return waiting_for(self, after, doubts, [collected, sent])
+
+    def _adopt(self, materializations: Sequence[Materialization]) -> None:
+        """Take over second copies of what ended materializations had sent."""
+
+        def work(connection: Connection) -> None:
+            registered = asset_of(connection, self.declaration.asset)
+            for each in materializations:
+                now = ledger.get_materialization(connection, each.materialization_id)
+                if now.state == "open":
+                    chunks.adopt_chunks(connection, registered, now)
+
+        self.warehouse.transact(work)
 
     def _refuse_to_go_on_halted(self, work: Sequence[Outstanding]) -> None:
         """Say what is wrong with the account, once all that was sent has been collected."""

@@ -14,10 +14,11 @@ from dagster_claude_batch.doubt import UNREADABLE, UNSEEN
 from dagster_claude_batch.errors import LostChunkError, ResultsUnavailableError
 from dagster_claude_batch.landing import Landing, counts_of, land
 from dagster_claude_batch.ledger import Materialization
+from dagster_claude_batch.matching import ours_is_ours
 from dagster_claude_batch.outcomes import NOT_SENT, RESULTS_EXPIRED
 from dagster_claude_batch.resource import RESULTS_LAST
 from dagster_claude_batch.results import fetch
-from dagster_claude_batch.workbench import Findings, Outstanding, Workbench
+from dagster_claude_batch.workbench import Findings, Outstanding, Workbench, asset_of
 
 Batches = Mapping[str, MessageBatch]
 
@@ -124,6 +125,20 @@ class Collector:
         self.bench.log.info(
             "Collected batch %s: %s requests.", landing.batch_id, f"{landing.chunk.requests:,}"
         )
+        if landing.chunk.is_copy:
+            self._cancel_what_it_answered(landing.chunk)
+
+    def _cancel_what_it_answered(self, copy: Chunk) -> None:
+        """A second copy that has answered first makes what was sent instead of it needless."""
+        declaration = self.bench.declaration
+        same_row = ours_is_ours(declaration, "theirs", "ours")
+        needless = self.bench.warehouse.transact(
+            lambda connection: chunks.answered_by_copy(
+                connection, asset_of(connection, declaration.asset), copy, same_row
+            )
+        )
+        for chunk in needless:
+            self.cancel(chunk)
 
     def _is_landed(self, materialization: Materialization, landing: Landing) -> bool:
         """Land in one transaction; False if somebody else has."""

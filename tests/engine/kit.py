@@ -1,5 +1,6 @@
 """What the engine's tests are written with: a project, a script for Claude, and a wire to cut."""
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
@@ -76,6 +77,8 @@ class Wire(httpx2.BaseTransport):
         self.transport = transport
         self.calls: list[str] = []
         self.faults: list[tuple[str, Callable[[httpx2.Request], httpx2.Response]]] = []
+        self.hidden: set[str] = set()
+        """Ids of batches that `list` does not show yet."""
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         call = f"{request.method} {request.url.path}"
@@ -85,7 +88,12 @@ class Wire(httpx2.BaseTransport):
             if call == fault[0] or (tail and call.startswith(head) and call.endswith(tail)):
                 self.faults.remove(fault)
                 return fault[1](request)
-        return self.transport.handle_request(request)
+        response = self.transport.handle_request(request)
+        if call == "GET /v1/messages/batches" and self.hidden:
+            page = json.loads(response.read())
+            page["data"] = [each for each in page["data"] if each["id"] not in self.hidden]
+            return httpx2.Response(response.status_code, json=page)
+        return response
 
     def posts(self) -> int:
         return self.calls.count("POST /v1/messages/batches")

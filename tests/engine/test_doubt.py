@@ -1,0 +1,241 @@
+"""Doubt about a creation: adopted, told apart, given up, and second copies."""
+
+from collections.abc import Callable
+from datetime import timedelta
+
+import httpx2
+import pytest
+from kit import Project, RunOfTest
+
+from dagster_claude_batch.ledger import MaterializationConfig
+
+Make = Callable[..., Project]
+CONFIG = MaterializationConfig()
+CREATE = "POST /v1/messages/batches"
+LONG_ENOUGH = timedelta(minutes=16)
+
+
+def _lost_and_hidden(project: Project) -> RunOfTest:
+    """A run whose batch exists, which neither its answer nor `list` shows."""
+    project.wire.lose_answer(CREATE)
+    run = project.start()
+    project.wire.hidden = {batch.id for batch in project.claude.simulator.batches()}
+    return run
+
+
+def _sent_twice(project: Project) -> RunOfTest:
+    """The same, so long after that all was sent anew."""
+    run = _lost_and_hidden(project)
+    project.claude.simulator.advance(LONG_ENOUGH)
+    run.advance()
+    assert project.chunk_states() == {"given_up": 1, "submitted": 1}
+    return run
+
+
+def test_a_batch_that_may_be_ours_is_waited_for_while_it_runs(tweets: Project) -> None:
+    tweets.wire.lose_answer(CREATE)
+    run = tweets.start()
+    tweets.claude.simulator.advance(LONG_ENOUGH)
+
+    waiting = run.advance()
+
+    (batch,) = tweets.claude.simulator.batches()
+    assert waiting is not None
+    assert waiting.batch_ids == (batch.id,)
+    assert waiting.any_end
+    assert waiting.not_before is not None
+    assert waiting.not_before - tweets.claude.now() > timedelta(hours=23)
+    assert tweets.chunk_states() == {"sending": 1}
+
+
+def test_a_batch_that_has_ended_is_adopted_before_the_doubt_has_settled(tweets: Project) -> None:
+    tweets.wire.lose_answer(CREATE)
+    run = tweets.start()
+    tweets.end_batches()
+
+    assert run.advance() is None
+    assert tweets.wire.posts() == 1
+    assert len(tweets.answers()) == 10
+
+
+def test_other_chunks_are_sent_while_one_is_in_doubt(project: Make) -> None:
+    made = project(chunk_size=5)
+    made.load([("tweets", f"t{n}", "x") for n in range(10)])
+    made.wire.lose_answer(CREATE)
+
+    run = made.start()
+    assert made.chunk_states() == {"sending": 1, "planned": 1}
+    run.advance()
+
+    assert made.chunk_states() == {"sending": 1, "submitted": 1}
+
+
+def test_two_batches_of_one_size_in_doubt_are_told_apart(project: Make) -> None:
+    made = project(chunk_size=5)
+    made.load([("tweets", f"t{n}", "x") for n in range(10)])
+    for _ in range(2):
+        made.wire.lose_answer(CREATE)
+    run = made.start()
+    run.advance()
+    assert made.chunk_states() == {"sending": 2}
+    made.claude.simulator.advance(LONG_ENOUGH)
+    made.end_batches()
+
+    assert run.advance() is None
+    assert made.wire.posts() == 2
+    assert len(made.answers()) == 10
+    assert made.sql("SELECT count(DISTINCT batch_id) FROM claude_batch.chunks") == [(2,)]
+
+
+@pytest.mark.parametrize("results", [b"", b"not one line of JSON\n"], ids=["empty", "garbled"])
+def test_results_that_cannot_be_read_disprove_nothing(tweets: Project, results: bytes) -> None:
+    tweets.wire.lose_answer(CREATE)
+    run = tweets.start()
+    tweets.claude.simulator.advance(LONG_ENOUGH)
+    tweets.end_batches()
+    tweets.wire.change_answer("GET /v1/messages/batches/…/results", lambda _: results)
+
+    waiting = run.advance()
+
+    assert waiting is not None
+    assert tweets.chunk_states() == {"sending": 1}
+    assert run.advance() is None
+    assert tweets.wire.posts() == 1
+
+
+def test_a_second_copy_that_appears_while_running_is_cancelled_and_recorded(
+    tweets: Project,
+) -> None:
+    run = _sent_twice(tweets)
+    tweets.wire.hidden.clear()
+
+    run.advance()
+
+    first, second = tweets.claude.simulator.batches()
+    assert first.cancel_initiated_at is not None
+    assert second.cancel_initiated_at is None
+    assert tweets.sql("SELECT batch_id FROM claude_batch.chunks WHERE is_copy") == [(first.id,)]
+    tweets.end_batches()
+    assert run.advance() is None
+    assert len(tweets.answers()) == 10
+    assert tweets.failures() == []
+    assert tweets.chunk_states() == {"landed": 2}
+
+
+def test_a_second_copy_that_has_answered_makes_the_other_one_needless(tweets: Project) -> None:
+    run = _lost_and_hidden(tweets)
+    tweets.end_batches()
+    tweets.claude.simulator.advance(LONG_ENOUGH)
+    run.advance()
+    first, second = tweets.claude.simulator.batches()
+    assert (first.ended_at is None, second.ended_at is None) == (False, True)
+    tweets.wire.hidden.clear()
+
+    run.advance()
+
+    assert tweets.answers("DISTINCT _batch_id") == [first.id]
+    assert tweets.claude.simulator.batches()[1].cancel_initiated_at is not None
+    tweets.end_batches()
+    assert run.advance() is None
+    assert len(tweets.answers()) == 10
+    assert tweets.failures() == []
+
+
+def test_what_a_second_copy_cost_stands_in_the_ledger(tweets: Project) -> None:
+    run = _sent_twice(tweets)
+    tweets.end_batches()
+    tweets.wire.hidden.clear()
+
+    assert run.advance() is None
+
+    billed = tweets.claude.simulator.bill()
+    assert len(billed) == 20
+    assert tweets.sql(
+        "SELECT count(*), sum(_input_tokens) FROM claude_batch.requests_1 WHERE _input_tokens > 0"
+    ) == [(20, sum(each.usage["input_tokens"] for each in billed))]
+
+
+def test_a_second_copy_is_found_by_the_next_materialization_too(tweets: Project) -> None:
+    run = _sent_twice(tweets)
+    tweets.claude.simulator.end_batches()
+    run.advance()
+    tweets.wire.hidden.clear()
+
+    assert tweets.materialize().rows == []
+
+    assert tweets.chunk_states() == {"landed": 2}
+    assert tweets.sql("SELECT count(*) FROM claude_batch.requests_1 WHERE _outcome = 'answer'") == [
+        (20,)
+    ]
+
+
+def test_a_batch_of_others_is_never_taken_for_a_second_copy(tweets: Project) -> None:
+    tweets.wire.lose_call(CREATE, httpx2.ReadTimeout)
+    run = tweets.start()
+    tweets.claude.simulator.advance(LONG_ENOUGH)
+    run.advance()
+    tweets.claude.create(
+        [
+            {
+                "custom_id": f"somebody-{n}",
+                "params": {
+                    "model": "claude-haiku-5-5",
+                    "max_tokens": 10,
+                    "messages": [{"role": "user", "content": "Rate theirs please"}],
+                },
+            }
+            for n in range(10)
+        ]
+    )
+
+    run.advance()
+    tweets.end_batches()
+    run.advance()
+
+    assert [batch.cancel_initiated_at for batch in tweets.claude.simulator.batches()] == [None] * 2
+    assert tweets.chunk_states() == {"given_up": 1, "landed": 1}
+
+
+def test_an_answer_that_comes_after_all_was_sent_anew_is_a_second_copy(tweets: Project) -> None:
+    other = tweets.engine()
+
+    def arrives_late(request: httpx2.Request) -> httpx2.Response:
+        request.read()
+        tweets.claude.simulator.advance(LONG_ENOUGH)
+        other.advance(other.attach(["tweets"], CONFIG))
+        return tweets.wire.transport.handle_request(request)
+
+    tweets.wire.faults.append((CREATE, arrives_late))
+
+    run = tweets.start()
+
+    sent_anew, late = tweets.claude.simulator.batches()
+    assert tweets.sql("SELECT batch_id, is_copy FROM claude_batch.chunks ORDER BY ALL DESC") == (
+        sorted([(late.id, True), (sent_anew.id, False)], reverse=True)
+    )
+    run.advance()
+    assert tweets.claude.simulator.batches()[1].cancel_initiated_at is not None
+    assert tweets.claude.simulator.batches()[0].cancel_initiated_at is None
+
+
+def test_one_call_that_made_two_batches_is_seen(tweets: Project) -> None:
+    def twice(request: httpx2.Request) -> httpx2.Response:
+        body = request.read()
+        for _ in range(2):
+            again = httpx2.Request(
+                request.method, request.url, headers=request.headers, content=body
+            )
+            tweets.wire.transport.handle_request(again).read()
+        raise httpx2.ReadTimeout("what stands between has tried again", request=request)
+
+    tweets.wire.faults.append((CREATE, twice))
+    run = tweets.start()
+    tweets.end_batches()
+
+    assert run.advance() is None
+
+    assert tweets.chunk_states() == {"landed": 2}
+    assert len(tweets.answers()) == 10
+    assert tweets.sql("SELECT count(*) FROM claude_batch.requests_1 WHERE _outcome = 'answer'") == [
+        (20,)
+    ]
