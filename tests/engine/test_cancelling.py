@@ -1,0 +1,155 @@
+"""Cancelling: nothing more is sent, what was paid for is landed, and one can begin anew at once."""
+
+from collections.abc import Callable
+from datetime import timedelta
+
+import httpx2
+from kit import Project, RunOfTest, WiredClaude
+
+from dagster_claude_batch.ledger import MaterializationConfig
+
+Make = Callable[..., Project]
+CREATE = "POST /v1/messages/batches"
+
+
+def _launch_after_giving_up(project: Project, *partitions: str) -> RunOfTest:
+    """A run that finds the runs before it cancelled."""
+    run = RunOfTest(project, project.engine())
+    run.materializations = run.engine.attach(
+        partitions or ("tweets",), MaterializationConfig(), is_given_up=bool
+    )
+    run.advance()
+    return run
+
+
+def _two_chunks(project: Make) -> Project:
+    made = project(chunk_size=5, claude={"max_in_flight_requests": 5})
+    made.load([("tweets", f"t{n}", "x") for n in range(10)])
+    return made
+
+
+def test_what_was_given_up_is_not_gone_on_with(project: Make) -> None:
+    made = _two_chunks(project)
+    made.materialize()
+    refresh = made.start(refresh=True)
+    assert made.chunk_states() == {"landed": 2, "submitted": 1, "planned": 1}
+
+    again = _launch_after_giving_up(made)
+
+    assert made.chunk_states() == {"landed": 2, "submitted": 1, "dissolved": 1}
+    made.end_batches()
+    assert again.advance() is None
+    assert len(made.answers()) == 10
+    assert len(made.sent().batches) == 3
+    assert refresh.engine.is_cancelled(refresh.materializations)
+
+
+def test_what_was_out_is_taken_over_and_not_sent_again(project: Make) -> None:
+    made = _two_chunks(project)
+    made.start()
+
+    again = _launch_after_giving_up(made)
+    made.end_batches()
+    again.advance()
+    made.end_batches()
+
+    assert again.advance() is None
+    assert made.sent().rows == sorted(f"t{n}" for n in range(10))
+    assert len(made.answers()) == 10
+
+
+def test_a_doubt_is_taken_over_too(tweets: Project) -> None:
+    tweets.wire.lose_answer(CREATE)
+    tweets.start()
+
+    again = _launch_after_giving_up(tweets)
+    tweets.claude.simulator.advance(timedelta(minutes=16))
+    tweets.end_batches()
+
+    assert again.advance() is None
+    assert tweets.wire.posts() == 1
+    assert len(tweets.answers()) == 10
+
+
+def test_a_doubt_of_a_cancelled_materialization_is_never_sent_anew(tweets: Project) -> None:
+    tweets.wire.lose_call(CREATE, httpx2.ReadError)
+    run = tweets.start()
+    run.engine.cancel(run.materializations[0])
+    tweets.claude.simulator.advance(timedelta(minutes=16))
+
+    assert tweets.engine().settle([], is_alive=lambda _: False) == 0
+
+    assert tweets.claude.simulator.batches() == []
+    assert tweets.chunk_states() == {"given_up": 1}
+    assert len(tweets.materialize().rows) == 10
+
+
+def test_a_batch_found_after_its_materialization_was_cancelled_is_cancelled_too(
+    tweets: Project,
+) -> None:
+    tweets.wire.lose_answer(CREATE)
+    run = tweets.start()
+    run.engine.cancel(run.materializations[0])
+    tweets.claude.simulator.advance(timedelta(minutes=16))
+    tweets.end_batches()
+
+    assert tweets.engine().settle([], is_alive=lambda _: False) == 0
+
+    assert len(tweets.answers()) == 10
+    assert tweets.materialize().rows == []
+
+
+def test_a_changed_row_whose_batch_was_cancelled_does_not_keep_its_old_answer(
+    tweets: Project,
+) -> None:
+    tweets.materialize()
+    tweets.change("t3", "changed")
+    run = tweets.start()
+    tweets.claude.cancel(tweets.claude.simulator.batches()[-1].id)
+    tweets.end_batches()
+
+    assert run.advance() is None
+
+    assert "t3" not in tweets.answers()
+    assert tweets.failures("id, _error_type, _retryable") == [("t3", "canceled", True)]
+    assert tweets.materialize().rows == ["t3"]
+    assert len(tweets.answers()) == 10
+
+
+def test_a_batch_that_somebody_deleted_is_given_up_where_others_can_be_seen(
+    project: Make,
+) -> None:
+    made = project(chunk_size=5)
+    made.load([("tweets", f"t{n}", "x") for n in range(10)])
+    run = made.start()
+    made.end_batches()
+    made.claude.delete(made.claude.simulator.batches()[0].id)
+
+    run.advance()
+    assert made.chunk_states() == {"submitted": 1, "landed": 1}
+    made.claude.simulator.advance(timedelta(minutes=61))
+    run.advance()
+
+    assert made.failures("DISTINCT _error_type") == ["results_expired"]
+    made.end_batches()
+    assert run.advance() is None
+    assert len(made.answers()) == 10
+
+
+def test_batches_of_another_workspace_are_waited_for(tweets: Project) -> None:
+    run = tweets.start()
+    ours = tweets.claude
+    tweets.end_batches()
+    tweets.claude = WiredClaude(path=str(tweets.directory / "another workspace"))
+    tweets.claude.simulator.advance(timedelta(days=2))
+
+    elsewhere = RunOfTest(tweets, tweets.engine(), run.materializations)
+    waiting = elsewhere.advance()
+
+    assert waiting is not None
+    assert waiting.not_before is not None
+    assert waiting.not_before > tweets.claude.now()
+    assert tweets.claude.simulator.batches() == []
+    tweets.claude = ours
+    assert tweets.materialize().rows == []
+    assert len(tweets.answers()) == 10

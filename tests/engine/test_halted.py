@@ -1,0 +1,127 @@
+"""An account that is halted: sending stops, no attempt counts, what was sent is collected."""
+
+from collections.abc import Callable
+
+import httpx2
+import pytest
+from kit import Project
+
+from dagster_claude_batch.errors import AccountHaltedError, CredentialsRefusedError
+
+Make = Callable[..., Project]
+CREATE = "POST /v1/messages/batches"
+
+
+def test_rows_refused_for_the_account_count_no_attempt_and_the_run_says_so(
+    tweets: Project,
+) -> None:
+    tweets.script.ends_with("t3", "halted", None)
+    run = tweets.start()
+    tweets.end_batches()
+
+    with pytest.raises(AccountHaltedError, match=r"credit balance.* 1 rows were not sent"):
+        run.advance()
+
+    assert len(tweets.answers()) == 9
+    assert tweets.failures("id, _error_type, _retryable, _attempts, _cost_usd = 0") == [
+        ("t3", "invalid_request_error", True, 0, True)
+    ]
+    assert tweets.wire.posts() == 1
+
+
+def test_nothing_more_is_sent_until_somebody_launches_again(project: Make) -> None:
+    made = project(chunk_size=5, claude={"max_in_flight_requests": 5})
+    made.load([("tweets", f"t{n}", "x") for n in range(10)])
+    made.script.ends_with("t3", "errored:billing_error", None)
+    run = made.start()
+    made.end_batches()
+
+    for _ in range(2):
+        with pytest.raises(AccountHaltedError, match="6 rows were not sent"):
+            run.advance()
+    assert made.wire.posts() == 1
+
+    assert made.materialize().rows == ["t3", "t5", "t6", "t7", "t8", "t9"]
+    assert len(made.answers()) == 10
+    assert made.answers("DISTINCT _attempts") == [1]
+
+
+def test_a_row_may_meet_a_halted_account_more_often_than_it_may_be_attempted(
+    project: Make,
+) -> None:
+    made = project(max_attempts=2)
+    made.load([("tweets", "t1", "x"), ("tweets", "t2", "y")])
+    made.script.ends_with("t2", "halted", "halted", "halted", "errored:api_error", None)
+    for _ in range(3):
+        run = made.start()
+        made.end_batches()
+        with pytest.raises(AccountHaltedError):
+            run.advance()
+
+    made.materialize()
+
+    assert made.answers("id, _attempts") == [("t1", 1), ("t2", 2)]
+    assert [batch.request_counts.errored for batch in made.claude.simulator.batches()] == [
+        1,
+        1,
+        1,
+        1,
+        0,
+    ]
+
+
+def test_what_is_out_elsewhere_is_collected_before_the_run_says_so(project: Make) -> None:
+    made = project(chunk_size=5)
+    made.load([("tweets", f"t{n}", "x") for n in range(10)])
+    made.script.ends_with("t3", "halted", None)
+    run = made.start()
+    made.wire.lose_answer("GET /v1/messages/batches/…/results")
+    made.end_batches()
+
+    with pytest.raises(AccountHaltedError):
+        run.advance()
+    assert len(made.answers()) == 9
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_credentials_that_are_refused_while_something_is_out_lose_nothing(
+    tweets: Project, status: int
+) -> None:
+    run = tweets.start()
+    (batch,) = tweets.claude.simulator.batches()
+    look = f"GET /v1/messages/batches/{batch.id}"
+    tweets.end_batches()
+    tweets.wire.answer(look, status, {"type": "error", "error": {"type": "x", "message": "no"}})
+
+    with pytest.raises(CredentialsRefusedError, match="29 days"):
+        run.advance()
+
+    assert tweets.materialize().rows == []
+    assert len(tweets.answers()) == 10
+
+
+def test_credentials_that_are_refused_at_first_send_nothing(tweets: Project) -> None:
+    refusal = {"type": "error", "error": {"type": "authentication_error", "message": "no key"}}
+    tweets.wire.answer("GET /v1/models/claude-haiku-5-5", 401, refusal)
+
+    with pytest.raises(CredentialsRefusedError, match="no key"):
+        tweets.start()
+
+    assert tweets.wire.posts() == 0
+    assert len(tweets.materialize().rows) == 10
+
+
+def test_an_api_that_cannot_be_asked_is_asked_again_later(tweets: Project) -> None:
+    run = tweets.start()
+    (batch,) = tweets.claude.simulator.batches()
+    tweets.end_batches()
+    for _ in range(3):
+        tweets.wire.lose_call(f"GET /v1/messages/batches/{batch.id}", httpx2.ConnectError)
+
+    waiting = run.advance()
+
+    assert waiting is not None
+    assert waiting.not_before is not None
+    assert waiting.not_before > tweets.claude.now()
+    assert run.advance() is None
+    assert len(tweets.answers()) == 10
