@@ -177,10 +177,13 @@ def test_a_result_behind_the_beginning_of_another_is_read() -> None:
 @pytest.mark.parametrize("length", [1_000_000, 20_000_000, 40_000_000])
 def test_a_long_line_is_an_answer_as_any_other(length: int) -> None:
     long = "x" * length
+    tool = {"type": "tool_use", "name": "t", "input": {"x": [1, 2.50]}}
+    neighbour = line(2, succeeded(tool, stop_reason="tool_use"))
 
-    staged = stage(GOOD[0], line(1, succeeded(text(long))), GOOD[2], GOOD[3])
+    staged = stage(GOOD[0], line(1, succeeded(text(long))), neighbour, GOOD[3])
 
     assert response(staged[1]) == long
+    assert staged[2] == stage(neighbour)[2]
     assert len(staged) == 4
 
 
