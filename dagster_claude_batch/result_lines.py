@@ -4,13 +4,10 @@ Works on an in-memory DuckDB of its own, so that the warehouse stays free meanwh
 """
 
 import json
-import os
 import re
-import shutil
 import tempfile
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import IO, Any, Final, NamedTuple, TypeGuard
 
 import duckdb
@@ -125,36 +122,21 @@ def _read(file: IO[bytes], *, lenient: bool, longest: int) -> Iterator[Line]:
     sql = _LINES.replace("$columns", "{" + ", ".join(kinds) + "}")
     options = {"lenient": lenient, "longest": longest}
     # Without a directory for it, DuckDB cannot spill results into the current directory.
-    with duckdb.connect(config={"temp_directory": ""}) as connection, _named(file) as path:
+    with duckdb.connect(config={"temp_directory": ""}) as connection:
         connection.execute("SET produce_arrow_string_view = false")
         connection.execute("SET arrow_large_buffer_size = true")
-        for batch in read_arrow(connection, sql, {"path": path, **options}):
+        for batch in read_arrow(connection, sql, {"path": _path_of(file), **options}):
             yield from map(Line._make, zip(*columns_of(batch), strict=True))
 
 
-@contextmanager
-def _named(file: IO[bytes]) -> Generator[str]:
-    """Give an open file without a name a path that this process can open."""
+def _path_of(file: IO[bytes]) -> str:
+    """The path by which this process can open a file that has no name.
+
+    Where a system shows none, DuckDB cannot read it, and Python does.
+    """
     file.flush()
-    file.seek(0)
-    path = _path_of(file)
-    if path is not None:
-        yield path
-        return
-    with tempfile.NamedTemporaryFile(suffix=".jsonl") as copy:  # open to its owner alone
-        shutil.copyfileobj(file, copy)
-        copy.flush()
-        yield copy.name
-
-
-def _path_of(file: IO[bytes]) -> str | None:
-    """The path by which Linux and macOS show an open file, if this system does."""
-    try:
-        descriptor = file.fileno()
-        path = Path(f"/dev/fd/{descriptor}")
-        return str(path) if os.path.samestat(path.stat(), os.fstat(descriptor)) else None
-    except OSError:
-        return None
+    file.seek(0)  # on macOS, whoever opens this path reads on from where we are
+    return f"/dev/fd/{file.fileno()}"
 
 
 # --- by Python ------------------------------------------------------------------------------

@@ -67,6 +67,12 @@ def response(row: dict[str, Any]) -> str:
 
 GOOD = [line(n, succeeded(text(f"Answer {n}"))) for n in range(4)]
 
+TOOL_USE = line(
+    2,
+    succeeded({"type": "tool_use", "name": "t", "input": {"x": [1, 2.50]}}, stop_reason="tool_use"),
+)
+"""Its answer is JSON, whose spelling tells who has read the line."""
+
 RAW_ANSWER = line(1, succeeded(text("ANSWER")))
 
 
@@ -178,10 +184,19 @@ def test_a_result_behind_the_beginning_of_another_is_read() -> None:
 def test_a_long_line_is_an_answer_as_any_other(length: int) -> None:
     long = "x" * length
 
-    staged = stage(GOOD[0], line(1, succeeded(text(long))), GOOD[2], GOOD[3])
+    staged = stage(GOOD[0], line(1, succeeded(text(long))), TOOL_USE, GOOD[3])
 
     assert response(staged[1]) == long
+    assert staged[2] == stage(TOOL_USE)[2]
     assert len(staged) == 4
+
+
+@pytest.mark.parametrize("bad", [b"[", b"{", b'"', b'{"custom_id":', b'{"custom_id": "a", "x": ['])
+def test_a_line_without_its_end_does_not_swallow_the_next(bad: bytes) -> None:
+    staged = stage(GOOD[0], bad + b"\n", TOOL_USE, GOOD[3])
+
+    assert outcomes(staged) == {0: None, 2: None, 3: None}
+    assert staged[2] == stage(TOOL_USE)[2]
 
 
 @pytest.mark.parametrize("number", [10**30, -1, 10**15, "junk", 1.5e300, None, [1]])
