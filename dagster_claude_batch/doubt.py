@@ -1,10 +1,12 @@
 """Doubt: whether a batch exists whose creation nobody has seen, and which one it is."""
 
+import io
 import itertools
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import anthropic
 import httpx2
@@ -13,7 +15,10 @@ from anthropic.types.messages import MessageBatch
 from dagster_claude_batch.chunks import Chunk
 from dagster_claude_batch.errors import LostChunkError
 from dagster_claude_batch.resource import RESULTS_LAST, ClaudeBatchResource
-from dagster_claude_batch.submission import nonce_in, size_of
+from dagster_claude_batch.submission import size_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 CLOCK_SKEW: Final = timedelta(minutes=5)
 """How far our clock and the API's may disagree about when a batch was created."""
@@ -135,8 +140,38 @@ def proof(
     if not batch.results_url:
         # Archived results prove nothing any more, nor can they be lost once more.
         return False if now - batch.created_at > RESULTS_LAST else None
+    head = _Head(f"{chunk.nonce}-")
     try:
-        first = next(claude.results(batch.id), None)
-    except (anthropic.AnthropicError, httpx2.HTTPError, ValueError):
+        claude.download(batch, head)
+    except _EnoughError:
+        pass
+    except (anthropic.AnthropicError, httpx2.HTTPError, LookupError, AttributeError, ValueError):
         return None
-    return None if first is None else nonce_in(first.custom_id) == chunk.nonce
+    return head.proof()
+
+
+class _EnoughError(Exception):
+    """No more of a download is needed."""
+
+
+class _Head(io.BytesIO):
+    """The beginning of a results file, as far as it takes to know whose it is."""
+
+    def __init__(self, ours: str) -> None:
+        super().__init__()
+        self._ours = ours.encode()
+
+    def write(self, piece: "Buffer", /) -> int:
+        written = super().write(piece)
+        if self.tell() >= _ENOUGH_BYTES and self.proof() is not None:
+            raise _EnoughError
+        return written
+
+    def proof(self) -> bool | None:
+        """Whether our nonce is in what has come; None while no custom id is."""
+        ids = _CUSTOM_ID.findall(self.getvalue())
+        return any(each.startswith(self._ours) for each in ids) if ids else None
+
+
+_ENOUGH_BYTES: Final = 2**16
+_CUSTOM_ID: Final = re.compile(rb'"custom_id"\s*:\s*"([^"]*)"')

@@ -225,6 +225,17 @@ class ResultsUnavailableError(ClaudeBatchError):
         )
 
 
+class UnreadableAnswerError(ClaudeBatchError):
+    """The API, or what stands between, answered with something that is no answer."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(
+            f"What the API answered cannot be read ({problem}). Nothing was concluded from it, and "
+            "nothing is lost. If it happens again, look at what stands between (`base_url`, a "
+            "proxy), and whether `anthropic` is recent."
+        )
+
+
 class NoSensorError(ClaudeBatchError):
     """Nobody would collect the results."""
 

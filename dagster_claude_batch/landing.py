@@ -122,7 +122,8 @@ def _gather(
             coalesce(s.output_tokens, 0) AS _output_tokens,
             coalesce(s.cache_read_tokens, 0) AS _cache_read_tokens,
             coalesce(s.cache_write_tokens, 0) AS _cache_write_tokens,
-            CASE WHEN s.ordinal IS NULL THEN {absent_cost} WHEN {unbilled} THEN 0 ELSE {cost} END
+            CASE WHEN s.ordinal IS NULL THEN {absent_cost} WHEN {unbilled} THEN 0
+                WHEN s.input_tokens IS NOT NULL THEN {cost} END
                 AS _cost_usd,
             $batch_id::VARCHAR AS _batch_id,
             coalesce(s.custom_id, $nonce::VARCHAR || '-' || q._ordinal) AS _custom_id,

@@ -4,7 +4,9 @@ import base64
 import io
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +25,7 @@ from anthropic.types.messages import (
 from anthropic.types.messages.batch_create_params import Request
 from pydantic import BaseModel, Field
 
+from dagster_claude_batch.errors import UnreadableAnswerError
 from dagster_claude_batch.simulator import Simulator, SimulatorTransport
 
 LIST_PAGE: Final = 1_000
@@ -102,24 +105,34 @@ class ClaudeBatchResource(dg.ConfigurableResource[Any]):
         return self.create_from_body(io.BytesIO(body), len(body))
 
     def create_from_body(self, body: IO[bytes], size: int) -> MessageBatch:
-        """Create a batch from the JSON text of a whole request body, ``size`` bytes long."""
-        return self.client.post(
-            "/v1/messages/batches",
-            content=_Pieces(body),
-            cast_to=MessageBatch,
-            options={
-                "max_retries": 0,
-                "headers": {"content-type": "application/json", "content-length": str(size)},
-            },
-        )
+        """Create a batch from the JSON text of a whole request body, ``size`` bytes long.
+
+        Raises:
+            UnreadableAnswerError: What came back is no batch; there may be one all the same.
+        """
+        with _reading():
+            created = self.client.post(
+                "/v1/messages/batches",
+                content=_Pieces(body),
+                cast_to=MessageBatch,
+                options={
+                    "max_retries": 0,
+                    "headers": {"content-type": "application/json", "content-length": str(size)},
+                },
+            )
+            return _checked(created)
 
     def retrieve(self, batch_id: str) -> MessageBatch:
         """Look at one batch."""
         return self.client.messages.batches.retrieve(batch_id)
 
     def list(self, *, limit: int = LIST_PAGE) -> Iterator[MessageBatch]:
-        """Look at all batches of the workspace, newest first, ``limit`` to a page."""
-        return iter(self.client.messages.batches.list(limit=limit))
+        """Look at all batches of the workspace, newest first, ``limit`` to a page.
+
+        Raises:
+            UnreadableAnswerError: What came back is no page of batches.
+        """
+        return _pages(self.client.messages.batches, limit)
 
     def results(self, batch_id: str) -> Iterator[MessageBatchIndividualResponse]:
         """Read the results of a batch that has ended, in any order.
@@ -183,7 +196,7 @@ class ClaudeBatchResource(dg.ConfigurableResource[Any]):
 
     def _since(self, batches: Batches, age: timedelta) -> Iterator[MessageBatch]:
         oldest = self.now() - age
-        recent = batches.list(limit=LIST_PAGE)
+        recent = _pages(batches, LIST_PAGE)
         return itertools.takewhile(lambda batch: batch.created_at >= oldest, recent)
 
     def model(self, model: str) -> ModelInfo | None:
@@ -252,10 +265,51 @@ def _look_at_each(batches: Batches, batch_ids: Sequence[str]) -> dict[str, Messa
     found: dict[str, MessageBatch] = {}
     for batch_id in batch_ids:
         try:
-            found[batch_id] = batches.retrieve(batch_id)
+            with _reading():
+                found[batch_id] = _checked(batches.retrieve(batch_id))
         except anthropic.NotFoundError:
             continue
     return found
+
+
+def _pages(batches: Batches, limit: int) -> Iterator[MessageBatch]:
+    with _reading():
+        for batch in batches.list(limit=limit):
+            yield _checked(batch)
+
+
+_BATCH_ID: Final = re.compile("[A-Za-z0-9_-]+")
+
+
+def _checked(batch: MessageBatch) -> MessageBatch:
+    """Make sure of what the SDK does not check: that an answer is a batch.
+
+    Raises:
+        UnreadableAnswerError: It is not.
+    """
+    counts = batch.request_counts
+    numbers = (counts.processing, counts.succeeded, counts.errored, counts.canceled, counts.expired)
+    is_sound = (
+        _BATCH_ID.fullmatch(batch.id) is not None
+        and batch.created_at.tzinfo is not None
+        and all(type(number) is int for number in numbers)
+    )
+    if not is_sound:
+        raise UnreadableAnswerError("no sound batch")
+    return batch
+
+
+@contextmanager
+def _reading() -> Generator[None]:
+    """The SDK hands on whatever it gets, and stumbles over it later.
+
+    Raises:
+        UnreadableAnswerError: It has stumbled.
+    """
+    try:
+        yield
+    except (AttributeError, TypeError, ValueError) as error:
+        raise UnreadableAnswerError(type(error).__name__) from error
 
 
 def _as_json(value: object) -> object:

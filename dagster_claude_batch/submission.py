@@ -17,7 +17,7 @@ from anthropic.types.messages import MessageBatch
 from dagster_claude_batch import chunks
 from dagster_claude_batch.chunks import Chunk
 from dagster_claude_batch.declaration import Declaration
-from dagster_claude_batch.errors import NoTemporarySpaceError
+from dagster_claude_batch.errors import NoTemporarySpaceError, UnreadableAnswerError
 from dagster_claude_batch.ledger import LedgerAsset
 from dagster_claude_batch.matching import our_keys_as_selected, selected_is_selected
 from dagster_claude_batch.one_line import one_line
@@ -269,8 +269,10 @@ def post(claude: ClaudeBatchResource, body: Body) -> Sent:
         return _refusal(error)
     except anthropic.APIConnectionError as error:
         if isinstance(error.__cause__, _NEVER_SENT):
-            return NotCreated(f"{error.__cause__}", "unreachable")
-        return InDoubt(f"{type(error.__cause__).__name__}: {error.__cause__}")
+            return NotCreated(one_line(f"{error.__cause__}"), "unreachable")
+        return InDoubt(one_line(f"{type(error.__cause__).__name__}: {error.__cause__}"))
+    except UnreadableAnswerError as error:
+        return InDoubt(str(error))
 
 
 _NEVER_SENT: Final = (
@@ -319,14 +321,3 @@ def size_of(batch: MessageBatch) -> int:
     """How many requests a batch has: the sum of its counts, whatever its status."""
     counts = batch.request_counts
     return counts.processing + counts.succeeded + counts.errored + counts.canceled + counts.expired
-
-
-def nonce_in(custom_id: str) -> str:
-    """The part of a custom id that all requests of one sending share."""
-    return custom_id.rpartition("-")[0]
-
-
-def ordinal_in(custom_id: str) -> int | None:
-    """The number of the request within its chunk."""
-    digits = custom_id.rpartition("-")[2]
-    return int(digits) if digits.isascii() and digits.isdigit() else None

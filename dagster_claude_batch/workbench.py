@@ -14,8 +14,9 @@ from dagster_claude_batch.chunks import Chunk, ChunkState
 from dagster_claude_batch.declaration import Declaration
 from dagster_claude_batch.doubt import LATEST_END, UNREADABLE, UNSEEN
 from dagster_claude_batch.due import Plan
-from dagster_claude_batch.errors import CredentialsRefusedError
+from dagster_claude_batch.errors import CredentialsRefusedError, UnreadableAnswerError
 from dagster_claude_batch.ledger import LedgerAsset, Materialization
+from dagster_claude_batch.one_line import one_line
 from dagster_claude_batch.planning import RunIdentity
 from dagster_claude_batch.resource import ClaudeBatchResource
 from dagster_claude_batch.source import PartitionSlice
@@ -144,9 +145,10 @@ class Workbench:
         """
         try:
             return ask()
-        except anthropic.APIError as error:
-            if not is_passing(error):
-                raise CredentialsRefusedError(self.declaration.asset, str(error)) from error
+        except (anthropic.APIError, UnreadableAnswerError) as error:
+            if isinstance(error, anthropic.APIError) and not is_passing(error):
+                asset, reason = self.declaration.asset, one_line(str(error))
+                raise CredentialsRefusedError(asset, reason) from error
             self.log.warning("The API cannot be asked now (%s).", type(error).__name__)
             findings.wait_until(self.claude.now() + UNREADABLE)
             return None

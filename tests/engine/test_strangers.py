@@ -143,12 +143,12 @@ def test_a_batch_id_is_no_path_and_no_sql(project: Make, name: str) -> None:
     run = made.start()
     run.advance()
 
-    assert run.waiting is not None
-    assert made.sql("SELECT state, batch_id FROM claude_batch.chunks") == [("submitted", strange)]
-    looked_at = made.wire.calls[made.wire.calls.index(POST) + 1 :]
-    assert looked_at
-    assert all(call.startswith("GET /v1/messages/batches/msgbatch_") for call in looked_at)
+    assert made.sql("SELECT state, batch_id FROM claude_batch.chunks") == [("sending", None)]
+    assert not any("msgbatch_" in call for call in made.wire.calls)
+    made.end_batches()
+    assert run.advance() is None
     assert made.wire.posts() == 1
+    assert made.answers() == ["t0"]
 
 
 @pytest.mark.parametrize("key", list(HOSTILE.values())[:7], ids=NAMES[:7])
