@@ -21,6 +21,7 @@ from dagster_claude_batch.errors import (
     SubmissionRefusedError,
 )
 from dagster_claude_batch.ledger import Materialization, MaterializationConfig
+from dagster_claude_batch.results import ResultsUnavailableError
 from dagster_claude_batch.workbench import Waiting
 from simulation import faults
 from simulation.baton import Boundary, Interrupted, Runner
@@ -61,6 +62,7 @@ EXPECTED_ENDS: Final = (
     AccountHaltedError,
     SubmissionRefusedError,
     MaterializationDoneError,
+    ResultsUnavailableError,
 )
 """How a run may fail here: each of them follows from a fault on the wire, or says what is true."""
 
@@ -166,13 +168,9 @@ class Schedule:
         self._launch()
         happened = 0
         while happened < self.circumstances.length or self.live:
-            if self.violations:
-                return
             happened += self._turn()
         self.say("--- calm")
-        self._rest()
-        if not self.violations:
-            self.violations += check_at_rest(self.world)
+        self.rest()
 
     def kill_all(self) -> None:
         """Leave no thread behind."""
@@ -284,7 +282,9 @@ class Schedule:
             self.violations.append(
                 Violation("g", f"{process.runner.name} failed with {type(error).__name__}: {error}")
             )
-        elif self.is_calm and not isinstance(error, MaterializationDoneError):
+        elif self.is_calm and not isinstance(
+            error, MaterializationDoneError | AccountHaltedError
+        ):
             self.violations.append(Violation("g", f"a run fails although nothing does: {error!r}"))
 
     # --- runs -------------------------------------------------------------------------------
@@ -552,8 +552,13 @@ class Schedule:
 
     # --- rest -------------------------------------------------------------------------------
 
-    def _rest(self) -> None:
-        """No faults any more: wake up what waits, then ask for all partitions until all is done."""
+    def rest(self) -> None:
+        """No faults any more: let everything come to rest, and look at what is left."""
+        self._come_to_rest()
+        self.violations += check_at_rest(self.world)
+
+    def _come_to_rest(self) -> None:
+        """Wake up what waits, then ask for all partitions until all is done."""
         self.is_calm = self.world.is_calm = True
         self._overlook_strays()
         for wake_ups in range(WAKE_UPS_TO_REST):
@@ -568,8 +573,6 @@ class Schedule:
             else:
                 self._wake(self.held[0])
             self._finish_live()
-            if self.violations:
-                return
         else:
             self.violations.append(Violation("f", f"no rest after {WAKE_UPS_TO_REST} wake-ups"))
             return
@@ -588,7 +591,7 @@ class Schedule:
         self._launch(PARTITIONS)
         self._finish_live()
         for _ in range(WAKE_UPS_TO_REST):
-            if not self.held or self.violations:
+            if not self.held:
                 return
             self._let_pass(3_600.0)
             self._wake(self.held[0])
