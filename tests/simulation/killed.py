@@ -67,7 +67,7 @@ def _spawn(world: World, number: int, random: Random) -> int:
     ended = subprocess.run(
         [
             *(sys.executable, "-m", "simulation.killed", str(world.directory), str(world.seed)),
-            *(f"run{number + 1}", world.clock.now().isoformat(), str(boundary)),
+            *(f"process{number + 1}", world.clock.now().isoformat(), str(boundary)),
         ],
         cwd=_TESTS,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(package), str(_TESTS)])},
