@@ -20,8 +20,10 @@ import dagster_claude_batch
 from dagster_claude_batch.ledger import MaterializationConfig
 from simulation import faults
 from simulation.baton import Boundary
+from simulation.circumstances import circumstances_of
 from simulation.oracle import Violation, check_create
-from simulation.schedule import EXPECTED_ENDS, Schedule, circumstances_of, fastest_directory
+from simulation.runs import EXPECTED_ENDS
+from simulation.schedule import Schedule, fastest_directory
 from simulation.wire import Clock
 from simulation.world import PARTITIONS, World
 
