@@ -1,6 +1,6 @@
 """How large and how unkind a world is: drawn once for each seed."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from random import Random
 from typing import Final
@@ -66,4 +66,20 @@ def circumstances_of(seed: int) -> Circumstances:
         event=random.choice([0.0, 0.05, 0.15]),
         length=random.randint(4, 14),
         events=frozenset(events - {"day", "month"} if strays else events),
+    )
+
+
+def unkind(circumstances: Circumstances, seed: int) -> Circumstances:
+    """The same world with all that is rare, but with no crashes of its own."""
+    return replace(
+        circumstances,
+        crash=0.0,
+        fault=0.3,
+        switch=0.3,
+        event=0.1,
+        length=14,
+        bad_share=0.5,
+        strays=seed % 2 == 0,
+        max_wait_hours=None,
+        events=frozenset(EVENTS) - {"day", "month"},
     )

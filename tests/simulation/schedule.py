@@ -13,7 +13,7 @@ from typing import Any, Final
 from dagster_claude_batch.errors import AccountHaltedError, MaterializationDoneError
 from simulation import faults
 from simulation.baton import Boundary
-from simulation.circumstances import circumstances_of
+from simulation.circumstances import circumstances_of, unkind
 from simulation.invariants import check_at_rest
 from simulation.oracle import Violation, check_create
 from simulation.outside import Outside
@@ -42,6 +42,7 @@ class Outcome:
     trace: list[str]
     counts: Counter[str]
     crashed_at: Counter[tuple[str, str]]
+    arguments: str = ""
 
     @property
     def digest(self) -> str:
@@ -275,14 +276,19 @@ def _is_at(process: Process, moment: str) -> bool:
     return process.runner.at is not None and process.runner.at.moment == moment
 
 
-def play(seed: int, *, crash_at: Collection[tuple[str, str]] = ()) -> Outcome:
+def play(seed: int, *, crash_at: Collection[tuple[str, str]] | None = None) -> Outcome:
     """Play one seed in a directory of its own, which is gone afterwards.
 
-    ``crash_at``: a site and a moment each, where the first process to come there ends.
+    ``crash_at``: a site and a moment each, where the first process to come there ends; it is an
+    unkind world then, in which they are likely to be come to.
     """
     directory = Path(tempfile.mkdtemp(prefix="simulation-", dir=fastest_directory()))
-    world = World(directory, seed, circumstances_of(seed))
-    schedule = Schedule(seed, world, set(crash_at))
+    drawn = circumstances_of(seed)
+    world = World(directory, seed, drawn if crash_at is None else unkind(drawn, seed))
+    schedule = Schedule(seed, world, set(crash_at or ()))
+    arguments = f"--seed {seed}"
+    if crash_at is not None:
+        arguments += f" --crash-at '{','.join('@'.join(place) for place in crash_at)}'"
     try:
         schedule.play()
         counts = schedule.counts
@@ -295,7 +301,9 @@ def play(seed: int, *, crash_at: Collection[tuple[str, str]] = ()) -> Outcome:
         schedule.kill_all()
         world.close()
         shutil.rmtree(directory, ignore_errors=True)
-    return Outcome(seed, schedule.violations, schedule.trace, schedule.counts, schedule.crashed_at)
+    return Outcome(
+        seed, schedule.violations, schedule.trace, schedule.counts, schedule.crashed_at, arguments
+    )
 
 
 def fastest_directory() -> str | None:

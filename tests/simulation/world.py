@@ -317,4 +317,4 @@ def _answer(params: dict[str, Any]) -> dict[str, Any]:
 
 _LOG = logging.getLogger("simulation.engine")
 _LOG.propagate = False
-_LOG.addHandler(logging.NullHandler())
+_LOG.disabled = True
