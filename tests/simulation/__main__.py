@@ -12,7 +12,7 @@ from simulation.schedule import play
 def main() -> int:
     options = _options()
     if options.seed is not None:
-        return _one(options.seed, trace=options.trace)
+        return _one(options.seed, options.crash_at, trace=options.trace)
     first, _, last = options.seeds.partition("-")
     seeds = range(int(first), int(last or first) + 1)
     if options.until is not None:
@@ -27,6 +27,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seeds", default="0-99", help="first and last seed")
     parser.add_argument("--workers", type=int, default=1, help="processes that play")
     parser.add_argument("--seed", type=int, help="one seed only")
+    parser.add_argument("--crash-at", help="places of crashes, as a failed test names them")
     parser.add_argument("--trace", action="store_true", help="print each step of it")
     parser.add_argument(
         "--until",
@@ -36,8 +37,12 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _one(seed: int, *, trace: bool) -> int:
-    outcome = play(seed)
+def _one(seed: int, crash_at: str | None, *, trace: bool) -> int:
+    places = None
+    if crash_at is not None:
+        pairs = (place.rpartition("@") for place in crash_at.split(","))
+        places = [(site, moment) for site, _, moment in pairs]
+    outcome = play(seed, crash_at=places)
     if trace:
         print("\n".join(outcome.trace))
     print(complaint(outcome) if outcome.violations else f"seed {seed}: no violation")

@@ -14,7 +14,7 @@ from dagster_claude_batch.simulator import ApiError, Simulator
 from simulation.faults import Damaged
 
 DOWNLOADS: Final = 3
-"""So many short downloads in a row, and a row without a line is missing."""
+"""A row that is in none of so many downloads in a row, or cannot be read, is given up."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Books:
     strays: set[str] = field(default_factory=set)
     exempt: set[tuple[str, str]] = field(default_factory=set)
     billed: Counter[tuple[str, str]] = field(default_factory=Counter)
-    _short: dict[tuple[str, str], int] = field(default_factory=lambda: defaultdict(int))
+    _unread: dict[tuple[str, str, str], int] = field(default_factory=lambda: defaultdict(int))
 
     def name(self, batch_id: str) -> str:
         """Batches are called by their order: ids mean nothing to a reader."""
@@ -81,15 +81,17 @@ class Books:
     def note_download(self, run: str, batch_id: str, damaged: Damaged | None) -> None:
         """Remember which rows nobody could have read."""
         self.learn()
-        if damaged is not None and damaged.breaks_off:
-            return
-        absent = set(self.missing(batch_id)) | set(damaged.absent if damaged else ())
-        self.exempt |= {(batch_id, custom_id) for custom_id in (damaged.garbled if damaged else ())}
-        streak = self._short[run, batch_id] + 1 if absent else 0
-        if streak == DOWNLOADS:
-            self.exempt |= {(batch_id, custom_id) for custom_id in absent}
-            streak = 0
-        self._short[run, batch_id] = streak
+        unread = set(self.missing(batch_id))
+        if damaged is not None:
+            unread |= damaged.garbled | damaged.absent
+        for request in self.batches[batch_id]:
+            row = run, batch_id, request.custom_id
+            if request.custom_id not in unread or (damaged is not None and damaged.breaks_off):
+                self._unread[row] = 0
+                continue
+            self._unread[row] += 1
+            if self._unread[row] == DOWNLOADS:
+                self.exempt.add(request.identity)
 
     def requests(self) -> list[Request]:
         return [request for batch in self.batches.values() for request in batch]

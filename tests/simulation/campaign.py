@@ -43,14 +43,14 @@ class Figures:
             yield f"{count:>9,}    {name.removeprefix(group + ': ')}"
 
 
-def replay(seed: int) -> str:
-    """The command that plays one seed again, to be read."""
-    return f"cd tests && python -m simulation --seed {seed} --trace"
+def replay(outcome: Outcome) -> str:
+    """The command that plays a schedule again, to be read."""
+    return f"cd tests && python -m simulation {outcome.arguments} --trace"
 
 
 def complaint(outcome: Outcome) -> str:
     """What is wrong, and how to see it happen."""
-    return "\n".join([f"seed {outcome.seed}: {_listed(outcome.violations)}", replay(outcome.seed)])
+    return "\n".join([f"seed {outcome.seed}: {_listed(outcome.violations)}", replay(outcome)])
 
 
 def _listed(violations: Iterable[Violation]) -> str:

@@ -84,32 +84,47 @@ def _billed_once(world: "World", ledger: _Ledger) -> Iterator[Violation]:
 def _kept(world: "World", ledger: _Ledger) -> Iterator[Violation]:
     """(c): what was billed is known, and the last answer of each row is in a table."""
     landed: dict[str, tuple[Any, Request]] = {}
-    kept = kept_answers(world)
     for request in world.books.requests():
         if not world.books.billed[request.identity]:
             continue
-        name = world.books.name(request.batch_id)
-        known = ledger.of(request)
-        if known is None and request.batch_id in world.books.lost_results:
-            continue  # its results were gone before anybody could tell whose they were
-        if known is None:
-            yield Violation("c", f"{request.key} was billed in {name}, which the ledger lacks")
-        elif known["state"] != "landed":
-            yield Violation("c", f"{request.key} was billed in {name}, which has not landed")
-        elif world.books.is_usable(request) and not world.books.is_unreadable(request):
-            if known["_outcome"] != "answer":
-                outcome = known["_outcome"]
-                yield Violation("c", f"the answer to {request.key} in {name} landed as {outcome}")
-            if request.batch_id in world.books.strays:
-                continue
+        problem = _not_landed(world, ledger, request)
+        if problem is not None:
+            yield Violation("c", f"{request.key} in {world.books.name(request.batch_id)} {problem}")
+        elif _counts_as_answer(world, ledger, request):
             moment = ledger.chunks[request.batch_id]["landed_at"]
             if request.key not in landed or moment > landed[request.key][0]:
                 landed[request.key] = moment, request
+    kept = kept_answers(world)
     for _, request in landed.values():
         if request.identity not in kept:
             name = world.books.name(request.batch_id)
             yield Violation("c", f"the last answer to {request.key}, of {name}, is in no table")
     yield from _strays_kept(world, kept, set(landed))
+
+
+def _not_landed(world: "World", ledger: _Ledger, request: Request) -> str | None:
+    """In what way the ledger does not know a billed request."""
+    known = ledger.of(request)
+    if known is None:
+        # Where its results were gone before anybody could tell whose they were, nobody can know.
+        is_lost = request.batch_id in world.books.lost_results
+        return None if is_lost else "was billed, and the ledger lacks it"
+    if known["state"] != "landed":
+        return "was billed, and has not landed"
+    readable = world.books.is_usable(request) and not world.books.is_unreadable(request)
+    if readable and known["_outcome"] != "answer":
+        return f"was answered, and landed as {known['_outcome']}"
+    return None
+
+
+def _counts_as_answer(world: "World", ledger: _Ledger, request: Request) -> bool:
+    """Whether its answer must be there, unless a later one has taken its place."""
+    return (
+        ledger.of(request) is not None
+        and world.books.is_usable(request)
+        and not world.books.is_unreadable(request)
+        and request.batch_id not in world.books.strays
+    )
 
 
 def _strays_kept(
@@ -118,10 +133,10 @@ def _strays_kept(
     """A second copy's answer is kept where there is no other."""
     has_any = answered | {r.key for r in world.books.requests() if r.identity in kept}
     for request in world.books.requests():
-        is_stray = request.batch_id in world.books.strays
-        if is_stray and world.books.billed[request.identity] and world.books.is_usable(request):
-            if request.key not in has_any and not world.books.is_unreadable(request):
-                yield Violation("c", f"the only answer to {request.key}, a stray's, is in no table")
+        is_paid = request.batch_id in world.books.strays and world.books.billed[request.identity]
+        readable = world.books.is_usable(request) and not world.books.is_unreadable(request)
+        if is_paid and readable and request.key not in has_any:
+            yield Violation("c", f"the only answer to {request.key}, a stray's, is in no table")
 
 
 def _one_outcome(world: "World") -> Iterator[Violation]:

@@ -1,4 +1,4 @@
-"""No schedule of crashes, faults, second runs and changes breaks a promise; any seed can be replayed."""
+"""No schedule of crashes, faults, second runs and changes breaks a promise; any can be replayed."""
 
 import pytest
 

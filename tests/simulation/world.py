@@ -21,6 +21,7 @@ from dagster_claude_batch.batch_asset import BatchAsset, batch_asset, engine_for
 from dagster_claude_batch.simulator import Simulator, SimulatorTransport
 from simulation.baton import Boundary
 from simulation.books import Books, requests_in, row_of
+from simulation.circumstances import Circumstances
 from simulation.database import CONFIG, Database
 from simulation.wire import Clock, Impatient, Wire, without_hidden
 
@@ -80,26 +81,6 @@ class Claude(LocalClaudeBatchResource):
 
     def now(self) -> datetime:
         return self._world.clock.now()
-
-
-@dataclass(frozen=True)
-class Circumstances:
-    """How large and how unkind a world is; drawn once for each seed."""
-
-    rows: int
-    chunk_size: int
-    window: int
-    bad_share: float
-    skew: timedelta
-    hides: bool
-    strays: bool
-    max_wait_hours: float | None
-    crash: float
-    fault: float
-    switch: float
-    event: float
-    length: int
-    events: frozenset[str]
 
 
 @cache
@@ -336,4 +317,4 @@ def _answer(params: dict[str, Any]) -> dict[str, Any]:
 
 _LOG = logging.getLogger("simulation.engine")
 _LOG.propagate = False
-_LOG.addHandler(logging.NullHandler())
+_LOG.disabled = True

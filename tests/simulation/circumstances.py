@@ -1,0 +1,85 @@
+"""How large and how unkind a world is: drawn once for each seed."""
+
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from random import Random
+from typing import Final
+
+EVENTS: Final = {
+    "change": 6,
+    "add": 3,
+    "remove": 3,
+    "end batches": 6,
+    "minutes": 6,
+    "hours": 6,
+    "day": 2,
+    "month": 1,
+    "cancel batch": 2,
+    "delete batch": 1,
+    "terminate": 2,
+    "interrupt": 2,
+    "settle": 2,
+    "launch": 5,
+    "retry": 3,
+    "wake": 10,
+    "wake early": 2,
+}
+"""What happens outside the engine, and how often beside each other."""
+
+
+@dataclass(frozen=True)
+class Circumstances:
+    """How large and how unkind a world is; drawn once for each seed."""
+
+    rows: int
+    chunk_size: int
+    window: int
+    bad_share: float
+    skew: timedelta
+    hides: bool
+    strays: bool
+    max_wait_hours: float | None
+    crash: float
+    fault: float
+    switch: float
+    event: float
+    length: int
+    events: frozenset[str]
+
+
+def circumstances_of(seed: int) -> Circumstances:
+    """How unkind the world of a seed is: some faults often, some never."""
+    random = Random(f"circumstances {seed}")
+    events = {name for name in EVENTS if random.random() < 0.7} | {"end batches", "launch", "wake"}
+    return Circumstances(
+        rows=random.randint(2, 10),
+        chunk_size=random.randint(2, 5),
+        window=random.choice([4, 6, 100]),
+        bad_share=random.choice([0.0, 0.2, 0.5]),
+        skew=timedelta(minutes=random.choice([0, 0, 0, -4, 4])),
+        hides=random.random() < 0.5,
+        strays=(strays := random.random() < 0.15),
+        max_wait_hours=random.choice([None, None, None, 3.0]),
+        crash=random.choice([0.0, 0.01, 0.03, 0.06]),
+        fault=random.choice([0.0, 0.05, 0.15, 0.3]),
+        switch=random.choice([0.0, 0.1, 0.5]),
+        event=random.choice([0.0, 0.05, 0.15]),
+        length=random.randint(4, 14),
+        events=frozenset(events - {"day", "month"} if strays else events),
+    )
+
+
+def unkind(circumstances: Circumstances, seed: int) -> Circumstances:
+    """The same world with all that is rare, but with no crashes of its own."""
+    return replace(
+        circumstances,
+        crash=0.0,
+        fault=0.3,
+        switch=0.3,
+        event=0.1,
+        length=14,
+        bad_share=0.5,
+        strays=seed % 2 == 0,
+        max_wait_hours=None,
+        events=frozenset(EVENTS) - {"day", "month"},
+    )
