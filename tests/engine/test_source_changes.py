@@ -318,7 +318,9 @@ def test_a_field_that_was_taken_away_leaves_its_column(tmp_path: Path) -> None:
     assert made.answers("id, reason") == [(n, None) for n in range(4)]
 
 
-def test_a_column_that_is_included_since_comes_with_the_next_materialization(tmp_path: Path) -> None:
+def test_a_column_that_is_included_since_comes_with_the_next_materialization(
+    tmp_path: Path,
+) -> None:
     made = _project(tmp_path)
     _run(made)
     made.declare(include=["n"])
