@@ -25,14 +25,19 @@ _FAILURES_IN_STREAMS: Final = re.compile(
 _SECRETS: Final = re.compile(r"(?i)((?:token|password|secret|key)\w*\s*=\s*)[^\s&'\";]+")
 
 
+_HELD_HERE: Final = "Unique file handle conflict"
+"""Another thread is opening or closing the same file at this moment."""
+
+
 def is_lock(error: duckdb.Error) -> bool:
-    """Whether another process holds the database file."""
-    return "set lock on file" in str(error) or "Conflicting lock" in str(error)
+    """Whether somebody else holds the database file, so that it is worth waiting for it."""
+    return any(sign in str(error) for sign in ("set lock on file", "Conflicting lock", _HELD_HERE))
 
 
 def is_conflict(error: duckdb.Error) -> bool:
     """Whether the transaction lost against another one and can be run again."""
-    return "conflict" in str(error).lower() and not _could_not_write(error)
+    is_meant = "conflict" in str(error).lower() and not is_lock(error)
+    return is_meant and not _could_not_write(error)
 
 
 def is_failure(error: Exception) -> bool:
@@ -53,6 +58,8 @@ def is_signal(error: Exception) -> bool:
 
 def holder(error: duckdb.Error) -> str:
     """Name the process that holds the lock, as DuckDB names it."""
+    if _HELD_HERE in str(error):
+        return "another connection of this process"
     found = re.search(r"held in (.+?\(PID \d+\))", str(error))
     return found.group(1) if found else "another process"
 

@@ -20,13 +20,14 @@ import duckdb
 import httpx2
 import pytest
 from dagster_duckdb import DuckDBResource
-from kit import Project, as_it_is
+from kit import Project, RunOfTest, as_it_is
 
 from dagster_claude_batch.errors import (
     DatabaseFailedError,
     DatabaseLockedError,
     LedgerLostError,
 )
+from dagster_claude_batch.ledger import MaterializationConfig
 from dagster_claude_batch.warehouse import Connection, Warehouse, read_arrow
 
 Make = Callable[..., Project]
@@ -378,7 +379,7 @@ def _survives(directory: Path, failing: Callable[[Warehouse], Warehouse]) -> boo
     [
         "locked",
         "lost after",
-        "no room",
+        pytest.param("no room", marks=pytest.mark.exhaustive),
         pytest.param("lost before", marks=pytest.mark.exhaustive),
     ],
 )
@@ -411,6 +412,27 @@ def test_bodies_that_cannot_be_sent_are_closed(three: Project) -> None:
 
 def _open_files() -> int:
     return sum(1 for _ in Path("/dev/fd").iterdir())
+
+
+def test_a_disk_that_is_full_when_answers_land_loses_none(three: Project) -> None:
+    three.start()
+    three.end_batches()
+    run = RunOfTest(three, three.engine())
+    run.materializations = run.engine.attach(["tweets"], MaterializationConfig())
+    transport = three.wire.transport
+
+    def fill(request: httpx2.Request) -> httpx2.Response:
+        response = transport.handle_request(request)
+        run.engine.warehouse = _failing_at(_no_room, 1, run.engine.warehouse)
+        return response
+
+    three.wire.faults.append((RESULTS, fill))
+    with pytest.raises(DatabaseFailedError, match=r"Could not write.*has room on its disk"):
+        run.advance()
+
+    assert three.chunk_states() == {"submitted": 1}
+    assert three.answers() == []
+    _finish(three)
 
 
 def test_a_database_that_was_invalidated_is_opened_anew(three: Project) -> None:

@@ -1,0 +1,383 @@
+"""Runs beside each other: at most one batch per row and attempt, and each ends with the truth."""
+
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from pathlib import Path
+
+import dagster as dg
+import httpx2
+import pytest
+from kit import Project, RunOfTest
+
+from dagster_claude_batch.errors import MaterializationDoneError
+from dagster_claude_batch.ledger import MaterializationConfig
+
+CREATE = "POST /v1/messages/batches"
+LIST = "GET /v1/messages/batches"
+RESULTS = "GET /v1/messages/batches/…/results"
+LONG_ENOUGH = timedelta(minutes=16)
+Make = Callable[..., Project]
+
+
+def _asked(project: Project) -> Counter[tuple[str, int]]:
+    """How often each row has been in a batch, by its id and attempt."""
+    counted: Counter[tuple[str, int]] = Counter()
+    attempts = dict(
+        project.sql("SELECT batch_id, attempt FROM claude_batch.chunks WHERE batch_id IS NOT NULL")
+    )
+    for batch in project.claude.simulator.batches():
+        for _, params in project.claude.simulator.requests(batch.id):
+            row = params["messages"][-1]["content"].split()[1]
+            counted[row, attempts[batch.id]] += 1
+    return counted
+
+
+def _check(project: Project, rows: int) -> None:
+    """Every row was in one batch an attempt, has one outcome, and nothing is left open."""
+    assert set(_asked(project).values()) == {1}
+    assert len(project.answers()) == rows
+    assert len(project.claude.simulator.bill()) == rows
+    assert (
+        project.sql(
+            "SELECT state FROM claude_batch.materializations WHERE state = 'open' UNION ALL "
+            "SELECT state FROM claude_batch.chunks "
+            "WHERE state IN ('planned', 'sending', 'submitted')"
+        )
+        == []
+    )
+
+
+def _at_once(*works: Callable[[], object]) -> None:
+    """Begin all of them at the same moment, each in a thread of its own; the first error counts."""
+    barrier = threading.Barrier(len(works))
+    errors: list[BaseException] = []
+
+    def begin(work: Callable[[], object]) -> None:
+        barrier.wait()
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001  # raised again in the test's own thread
+            errors.append(error)
+
+    threads = [threading.Thread(target=begin, args=[work]) for work in works]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+
+
+def _come_to_rest(project: Project, run: RunOfTest) -> None:
+    for _ in range(10):
+        if run.waiting is None:
+            return
+        project.end_batches()
+        run.advance()
+    raise AssertionError("it never came to an end")
+
+
+def _meanwhile(project: Project, call: str, act: Callable[[], object], *, before: bool) -> None:
+    """Do something in the middle of a call: before it arrives, or before its answer does."""
+
+    def fault(request: httpx2.Request) -> httpx2.Response:
+        if before:
+            act()
+        response = project.wire.transport.handle_request(request)
+        response.read()
+        if not before:
+            act()
+        return response
+
+    project.wire.faults.append((call, fault))
+
+
+# --- one completely inside a call of the other ----------------------------------------------
+
+before_or_after = pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
+
+
+@before_or_after
+def test_while_one_run_posts_another_of_its_partition_begins(
+    tweets: Project, *, before: bool
+) -> None:
+    other: list[RunOfTest] = []
+    _meanwhile(tweets, CREATE, lambda: other.append(tweets.start()), before=before)
+
+    run = tweets.start()
+
+    assert tweets.wire.posts() == 1
+    _come_to_rest(tweets, run)
+    assert other[0].advance() is None
+    _check(tweets, 10)
+
+
+@before_or_after
+def test_while_one_run_posts_another_looks_for_the_batch(tweets: Project, *, before: bool) -> None:
+    """The upload takes so long that the other one sees the batch in the list first."""
+    other: list[RunOfTest] = []
+
+    def look() -> None:
+        tweets.claude.simulator.advance(LONG_ENOUGH)
+        tweets.end_batches()
+        other.append(tweets.start())
+
+    _meanwhile(tweets, CREATE, look, before=before)
+
+    run = tweets.start()
+    _come_to_rest(tweets, run)
+    _come_to_rest(tweets, other[0])
+
+    assert len(tweets.answers()) == 10
+    assert set(tweets.chunk_states()) <= {"landed", "given_up"}
+
+
+@before_or_after
+def test_while_one_run_downloads_another_lands(tweets: Project, *, before: bool) -> None:
+    first, second = tweets.start(), tweets.start()
+    tweets.end_batches()
+    _meanwhile(tweets, RESULTS, second.advance, before=before)
+
+    assert first.advance() is None
+    assert second.waiting is None
+    _check(tweets, 10)
+
+
+def test_while_one_run_looks_for_a_batch_another_finds_it(tweets: Project) -> None:
+    tweets.wire.lose_answer(CREATE)
+    first, second = tweets.start(), tweets.start()
+    tweets.claude.simulator.advance(LONG_ENOUGH)
+    tweets.end_batches()
+    _meanwhile(tweets, LIST, second.advance, before=False)
+
+    first.advance()
+
+    _come_to_rest(tweets, first)
+    _come_to_rest(tweets, second)
+    assert tweets.wire.posts() == 1
+    _check(tweets, 10)
+
+
+def test_while_one_run_gives_a_batch_up_another_sends_it_anew(tweets: Project) -> None:
+    tweets.wire.lose_call(CREATE, httpx2.ReadError)
+    first, second = tweets.start(), tweets.start()
+    tweets.claude.simulator.advance(LONG_ENOUGH)
+    _meanwhile(tweets, LIST, second.advance, before=False)
+
+    first.advance()
+
+    assert len(tweets.claude.simulator.batches()) == 1
+    _come_to_rest(tweets, first)
+    _come_to_rest(tweets, second)
+    _check(tweets, 10)
+
+
+def test_while_one_run_retries_another_retries(tweets: Project) -> None:
+    tweets.script.ends_with("t3", "expired", None)
+    first, second = tweets.start(), tweets.start()
+    tweets.end_batches()
+    _meanwhile(tweets, CREATE, second.advance, before=True)
+
+    first.advance()
+
+    assert tweets.wire.posts() == 2
+    _come_to_rest(tweets, first)
+    _come_to_rest(tweets, second)
+    _check(tweets, 10)
+
+
+def test_while_one_run_waits_for_room_another_takes_it(project: Make) -> None:
+    made = project(chunk_size=5, claude={"max_in_flight_requests": 5})
+    made.load([("tweets", f"t{n}", "x") for n in range(10)])
+    first, second = made.start(), made.start()
+    made.end_batches()
+    _meanwhile(made, RESULTS, second.advance, before=False)
+
+    first.advance()
+
+    assert made.chunk_states() == {"landed": 1, "submitted": 1}
+    _come_to_rest(made, first)
+    _come_to_rest(made, second)
+    _check(made, 10)
+
+
+def test_a_submitting_run_that_is_entered_again_while_it_posts(tweets: Project) -> None:
+    again: list[RunOfTest] = []
+    _meanwhile(tweets, CREATE, lambda: again.append(tweets.start(run_id="one")), before=True)
+
+    run = tweets.start(run_id="one")
+
+    assert len(tweets.claude.simulator.batches()) == 1
+    _come_to_rest(tweets, run)
+    _come_to_rest(tweets, again[0])
+    _check(tweets, 10)
+
+
+@before_or_after
+def test_settling_beside_a_live_run_leaves_it_alone(tweets: Project, *, before: bool) -> None:
+    run = tweets.start(run_id="alive")
+    tweets.end_batches()
+
+    def settle() -> None:
+        tweets.engine().settle(["abandoned"], is_alive=lambda run_id: run_id == "alive")
+
+    _meanwhile(tweets, RESULTS, settle, before=before)
+
+    assert run.advance() is None
+    _check(tweets, 10)
+    assert tweets.sql("SELECT state FROM claude_batch.materializations") == [("done",)]
+
+
+@before_or_after
+def test_settling_what_a_run_has_just_woken_up_for(tweets: Project, *, before: bool) -> None:
+    """The sensor took it for dead, and it is not: what it has paid for lands once."""
+    run = tweets.start(run_id="slow")
+    tweets.end_batches()
+    _meanwhile(
+        tweets,
+        RESULTS,
+        lambda: tweets.engine().settle([], is_alive=lambda _: False),
+        before=before,
+    )
+
+    assert run.advance() is None
+    _check(tweets, 10)
+
+
+def test_overlapping_sets_of_partitions_ask_each_row_once(project: Make) -> None:
+
+    made = project(partitions_def=dg.StaticPartitionsDefinition(["a", "b", "c"]))
+    made.load([(corpus, f"{corpus}{n}", "x") for corpus in "abc" for n in range(3)])
+    other: list[RunOfTest] = []
+    _meanwhile(made, CREATE, lambda: other.append(made.start("b", "c")), before=True)
+
+    first = made.start("a", "b")
+
+    assert sorted(map(sorted, made.sent().batches)) == [
+        ["a0", "a1", "a2", "b0", "b1", "b2"],
+        ["c0", "c1", "c2"],
+    ]
+    _come_to_rest(made, first)
+    _come_to_rest(made, other[0])
+    _check(made, 9)
+
+
+def test_an_automatic_retry_after_the_end_sends_nothing(tweets: Project) -> None:
+    run = tweets.start(run_id="failed")
+    _come_to_rest(tweets, run)
+    tweets.change("t1", "It has changed")
+
+    engine = tweets.engine(retry_of="failed")
+    with pytest.raises(MaterializationDoneError, match="nothing was sent"):
+        engine.attach(["tweets"], MaterializationConfig())
+    assert tweets.wire.posts() == 1
+
+
+def test_an_automatic_retry_beside_the_run_joins_it(tweets: Project) -> None:
+    run = tweets.start(run_id="failed")
+    retry = RunOfTest(tweets, tweets.engine(run_id="retry", retry_of="failed"))
+    retry.materializations = retry.engine.attach(["tweets"], MaterializationConfig())
+    tweets.end_batches()
+
+    _at_once(run.advance, retry.advance)
+
+    assert [each.materialization_id for each in retry.materializations] == [
+        each.materialization_id for each in run.materializations
+    ]
+    _come_to_rest(tweets, run)
+    _come_to_rest(tweets, retry)
+    _check(tweets, 10)
+
+
+# --- really at once -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_two_connections_of_one_process_work_on_everything_at_once(
+    tmp_path: Path, seed: int
+) -> None:
+    made = Project(tmp_path, chunk_size=3, claude={"max_in_flight_requests": 6})
+    made.load([("tweets", f"t{n}", "x") for n in range(10)])
+    for n in range(seed % 4):
+        made.script.ends_with(f"t{3 * n}", "expired", None)
+    runs: list[RunOfTest] = []
+    _at_once(*[lambda: runs.append(made.start()) for _ in range(2)])
+
+    for _ in range(12):
+        if all(run.waiting is None for run in runs):
+            break
+        made.end_batches()
+        _at_once(*[run.advance for run in runs])
+
+    _check(made, 10)
+
+
+WORKER = """
+import sys
+from pathlib import Path
+from kit import Project
+
+made = Project(Path(sys.argv[1]), chunk_size=3, claude={"max_in_flight_requests": 6})
+print("ready", flush=True)
+run = None
+for line in sys.stdin:
+    run = made.start("tweets") if run is None else run
+    run.advance()
+    print("resting" if run.waiting is None else "waiting", flush=True)
+"""
+
+
+class Worker:
+    """A run in a process of its own, that takes a step whenever it is told to."""
+
+    def __init__(self, directory: Path) -> None:
+        tests = str(Path(__file__).parent)
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", WORKER, str(directory)],
+            env={"PYTHONPATH": ":".join([tests, *filter(None, sys.path)]), "HOME": "/"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self.says() == "ready"
+
+    def says(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def step(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write("go\n")
+        self.process.stdin.flush()
+
+    def end(self) -> int:
+        self.process.communicate()
+        return self.process.returncode
+
+
+def _step(workers: Sequence[Worker]) -> list[str]:
+    for worker in workers:
+        worker.step()
+    return [worker.says() for worker in workers]
+
+
+@pytest.mark.parametrize("number", range(2))
+def test_two_processes_plan_and_send_at_the_same_moment(tmp_path: Path, number: int) -> None:
+    del number
+    made = Project(tmp_path, chunk_size=3, claude={"max_in_flight_requests": 6})
+    made.load([("tweets", f"t{n}", "x") for n in range(10)])
+    workers = [Worker(tmp_path) for _ in range(2)]
+
+    for _ in range(10):
+        said = _step(workers)
+        if said == ["resting", "resting"]:
+            break
+        made.end_batches()
+
+    assert [worker.end() for worker in workers] == [0, 0]
+    assert said == ["resting", "resting"]
+    _check(made, 10)
