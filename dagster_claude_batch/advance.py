@@ -91,6 +91,8 @@ class Engine(Workbench):
             if sent.moved:
                 continue
             after = self.read(materializations)
+            if any(each.is_at_rest for each in after):
+                continue  # another run has collected it meanwhile
             self._refuse_to_go_on_halted(after)
             return waiting_for(self, after, doubts, [collected, sent])
 
@@ -194,11 +196,7 @@ class Engine(Workbench):
 
     def _plan_or_end(self, work: Sequence[Outstanding]) -> bool:
         """Plan the retries of each materialization that is at rest, or end it."""
-        at_rest = [
-            each.materialization
-            for each in work
-            if each.is_open and not each.chunks and not each.materialization.halted_because
-        ]
+        at_rest = [each.materialization for each in work if each.is_at_rest]
         for each in at_rest:
             slices = self.slices_of(each.partitions)
             retried = self.warehouse.transact(

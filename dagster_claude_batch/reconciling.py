@@ -117,7 +117,9 @@ class Reconciler:
         """Chunks that were given up, and whose batches may still appear."""
         if not ledger.is_ledger(connection):
             return []
-        since = self.bench.claude.now() - _WATCHED
+        now = self.bench.claude.now()
+        ledger.open_ledger(connection, now)
+        since = now - _WATCHED
         return chunks.given_up(connection, self.bench.declaration.asset, since)
 
 

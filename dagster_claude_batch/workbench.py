@@ -80,6 +80,12 @@ class Outstanding:
         halted = self.materialization.halted_because is not None
         return self.is_open and not self.is_overdue and not halted
 
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether it is to be planned on, or ended."""
+        halted = self.materialization.halted_because is not None
+        return self.is_open and not self.chunks and not halted
+
     def in_state(self, *states: ChunkState) -> list[Chunk]:
         """The chunks in one of these states."""
         return [chunk for chunk in self.chunks if chunk.state in states]
