@@ -205,6 +205,22 @@ def test_while_one_run_waits_for_room_another_takes_it(project: Make) -> None:
     _check(made, 10)
 
 
+def test_while_one_run_posts_another_plans_a_changed_chunk_anew(project: Make) -> None:
+    made = project(chunk_size=5, claude={"max_in_flight_requests": 10})
+    made.load([("tweets", f"t{n}", "x") for n in range(20)])
+    first, second = made.start(), made.start()
+    made.change(made.sql("SELECT max_by(id, _chunk_id) FROM claude_batch.requests_1")[0][0], "y")
+    made.end_batches()
+    _meanwhile(made, CREATE, second.advance, before=True)
+
+    first.advance()
+
+    _come_to_rest(made, first)
+    _come_to_rest(made, second)
+    assert made.wire.posts() == 4
+    _check(made, 20)
+
+
 def test_a_submitting_run_that_is_entered_again_while_it_posts(tweets: Project) -> None:
     again: list[RunOfTest] = []
     _meanwhile(tweets, CREATE, lambda: again.append(tweets.start(run_id="one")), before=True)
