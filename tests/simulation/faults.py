@@ -150,6 +150,7 @@ _CERTAIN: Final = (
     Refusal(429, "rate_limit_error", headers=(("retry-after", "7"),)),
     Refusal(429, "rate_limit_error", headers=(("retry-after", "4000"),)),
     Refusal(413, "request_too_large"),
+    Refusal(413, "request_too_large"),
 )
 _HALTS: Final = (
     Refusal(402, "billing_error"),
