@@ -5,7 +5,7 @@ import pytest
 from simulation.campaign import complaint
 from simulation.schedule import play
 
-IN_CI = 200
+IN_CI = 120
 BLOCK = 10
 
 

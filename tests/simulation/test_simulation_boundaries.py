@@ -6,7 +6,7 @@ from simulation.boundaries import NOT_THE_ENGINE, PACKAGE, engine_sites, sites_o
 from simulation.campaign import complaint
 from simulation.schedule import Outcome, play
 
-ENOUGH_SEEDS = 150
+ENOUGH_SEEDS = 250
 """Schedules that are tried until one has come to each place; most take one of the first dozen."""
 
 AT_ONCE = 5
