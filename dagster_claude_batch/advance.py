@@ -147,7 +147,18 @@ class Engine(Workbench):
 
     def is_watching(self) -> bool:
         """Whether second copies may still appear of what was sent anew."""
-        return self.warehouse.is_there() and bool(self.warehouse.transact(self._reconciler.watched))
+        return self._has_ledger() and bool(self.warehouse.transact(self._reconciler.watched))
+
+    def _has_ledger(self) -> bool:
+        """Whether there is a ledger, which then is of this version; none is made."""
+
+        def work(connection: Connection) -> bool:
+            found = ledger.is_ledger(connection)
+            if found:
+                ledger.open_ledger(connection, self.claude.now())
+            return found
+
+        return self.warehouse.is_there() and self.warehouse.transact(work)
 
     def settle(self, abandoned_runs: Sequence[str], *, is_alive: Callable[[str], bool]) -> int:
         """Land what nobody waits for, and cancel what was abandoned; how many batches are left.
@@ -161,7 +172,7 @@ class Engine(Workbench):
         left = 0
         if abandoned_runs:
             self.warehouse.require_file()
-        if not self.warehouse.is_there():
+        if not self._has_ledger():
             return 0
         self._reconciler.watch()
         for each, runs in self.warehouse.transact(self._unlanded):
@@ -182,9 +193,6 @@ class Engine(Workbench):
 
     def _unlanded(self, connection: Connection) -> list[tuple[Materialization, list[str]]]:
         """Materializations that have something out, and the runs that work on them."""
-        if not ledger.is_ledger(connection):
-            return []
-        ledger.open_ledger(connection, self.claude.now())
         found = ledger.unlanded_materializations(connection, self.declaration.asset)
         return [(each, ledger.runs_of(connection, each.materialization_id)) for each in found]
 

@@ -397,21 +397,23 @@ def adopt_chunks(
 def answered_by_copy(
     connection: Connection, registered: LedgerAsset, copy: Chunk, same_row: str
 ) -> list[Chunk]:
-    """Batches that are out although a landed copy holds an answer for each of their rows.
+    """Chunks that a landed copy makes needless: out, with an answer to each of their rows.
 
-    ``same_row`` is SQL that matches a request ``theirs`` with one of the copy, ``ours``.
+    And planned ones with an answer to any. ``same_row`` is SQL that matches a request ``theirs``
+    with one of the copy, ``ours``.
     """
     requests = registered.requests.sql
     answered = (
         f"SELECT 1 FROM {requests} AS ours WHERE ours._chunk_id = $copy "
         f"AND ours._outcome = 'answer' AND ours._request_hash = theirs._request_hash AND {same_row}"
     )
+    rows_of = f"EXISTS (SELECT 1 FROM {requests} AS theirs WHERE theirs._chunk_id = c.chunk_id AND"
     found = rows(
         connection,
         f"SELECT {_CHUNK} FROM claude_batch.chunks AS c "
-        "WHERE c.materialization_id = $materialization_id AND c.state = 'submitted' "
-        f"AND NOT EXISTS (SELECT 1 FROM {requests} AS theirs WHERE theirs._chunk_id = c.chunk_id "
-        f"AND NOT EXISTS ({answered}))",
+        "WHERE c.materialization_id = $materialization_id AND ("
+        f"(c.state = 'submitted' AND NOT {rows_of} NOT EXISTS ({answered})))"
+        f" OR (c.state = 'planned' AND {rows_of} EXISTS ({answered}))))",
         {"copy": copy.chunk_id, "materialization_id": copy.materialization_id},
     )
     return [Chunk(*values) for values in found]

@@ -126,10 +126,10 @@ class Collector:
             "Collected batch %s: %s requests.", landing.batch_id, f"{landing.chunk.requests:,}"
         )
         if landing.chunk.is_copy:
-            self._cancel_what_it_answered(landing.chunk)
+            self._drop_what_it_answered(outstanding, landing.chunk)
 
-    def _cancel_what_it_answered(self, copy: Chunk) -> None:
-        """A second copy that has answered first makes what was sent instead of it needless."""
+    def _drop_what_it_answered(self, outstanding: Outstanding, copy: Chunk) -> None:
+        """A second copy that has answered first makes what is sent instead of it needless."""
         declaration = self.bench.declaration
         same_row = ours_is_ours(declaration, "theirs", "ours")
         needless = self.bench.warehouse.transact(
@@ -138,7 +138,10 @@ class Collector:
             )
         )
         for chunk in needless:
-            self.cancel(chunk)
+            if chunk.state == "planned":
+                self.bench.plan_anew(outstanding.materialization, chunk)
+            else:
+                self.cancel(chunk)
 
     def _is_landed(self, materialization: Materialization, landing: Landing) -> bool:
         """Land in one transaction; False if somebody else has."""

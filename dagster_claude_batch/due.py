@@ -99,17 +99,17 @@ def choose_retries(plan: Plan, slices: Sequence[PartitionSlice]) -> int:
     """
     if not _choose_failed(plan):
         return 0
-    plan.read_rows(slices, only=_CHOSEN)
-    _fold_duplicates(plan)
-    _fail_invalid_rows(plan)
+    _read_chosen(plan, slices)
     same = selected_is_selected(plan.declaration, "r", "chosen")
     plan.connection.execute(
         f"""
         CREATE OR REPLACE TEMP TABLE claude_batch_due AS
         SELECT r.*, chosen.attempt, chosen.max_tokens, row_number() OVER (
             PARTITION BY chosen.attempt, chosen.max_tokens) - 1 AS place
-        FROM {_ROWS} AS r JOIN {_CHOSEN} AS chosen ON {same} WHERE r.hash IS NOT NULL
-        """
+        FROM {_ROWS} AS r JOIN {_CHOSEN} AS chosen ON {same}
+        WHERE r.hash IS NOT NULL AND {_is_unanswered(plan)}
+        """,
+        _this(plan),
     )
     (count,) = row(plan.connection, f"SELECT count(*) FROM {DUE}")
     return int(count)
@@ -124,25 +124,43 @@ def choose_again(plan: Plan, chunk: chunks.Chunk, slices: Sequence[PartitionSlic
         "WHERE _chunk_id = $chunk_id",
         {"chunk_id": chunk.chunk_id},
     )
-    plan.read_rows(slices, only=_CHOSEN)
-    _fold_duplicates(plan)
-    _fail_invalid_rows(plan)
-    known = selected_is_ours(plan.declaration, "r", "a")
+    _read_chosen(plan, slices)
     plan.connection.execute(
         f"""
         CREATE OR REPLACE TEMP TABLE claude_batch_due AS
         SELECT r.*, $attempt::INTEGER AS attempt, $max_tokens::BIGINT AS max_tokens,
             row_number() OVER () - 1 AS place
-        FROM {_ROWS} AS r WHERE r.hash IS NOT NULL AND ($refresh OR NOT EXISTS (
-            SELECT 1 FROM {plan.declaration.answers.sql} AS a
-            WHERE {known} AND a._request_hash = r.hash))
+        FROM {_ROWS} AS r WHERE r.hash IS NOT NULL AND {_is_unanswered(plan)}
         """,
-        {
-            "attempt": chunk.attempt,
-            "max_tokens": chunk.max_tokens,
-            "refresh": plan.materialization.config.refresh,
-        },
+        {"attempt": chunk.attempt, "max_tokens": chunk.max_tokens, **_this(plan)},
     )
+
+
+def _read_chosen(plan: Plan, slices: Sequence[PartitionSlice]) -> None:
+    """Read the chosen rows as they are now, and settle all that needs no asking."""
+    plan.read_rows(slices, only=_CHOSEN)
+    _fold_duplicates(plan)
+    if not plan.materialization.config.refresh:
+        welcome_back(plan.connection, plan.declaration, _ROWS, plan.now)
+    _fail_invalid_rows(plan)
+
+
+def _is_unanswered(plan: Plan) -> str:
+    """A condition on a row ``r`` that was to be asked: no answer that counts has come meanwhile.
+
+    In a refresh, only answers of the refresh itself count. Its parameters are `_this`.
+    """
+    known = selected_is_ours(plan.declaration, "r", "a")
+    return (
+        f"NOT EXISTS (SELECT 1 FROM {plan.declaration.answers.sql} AS a "
+        f"WHERE {known} AND a._request_hash = r.hash AND (NOT $refresh OR a._batch_id IN ("
+        "SELECT batch_id FROM claude_batch.chunks WHERE materialization_id = $this)))"
+    )
+
+
+def _this(plan: Plan) -> dict[str, object]:
+    refresh = plan.materialization.config.refresh
+    return {"refresh": refresh, "this": plan.materialization.materialization_id}
 
 
 def _check_keys(plan: Plan) -> None:

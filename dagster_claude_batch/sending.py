@@ -14,7 +14,6 @@ from dagster_claude_batch.errors import AccountHaltedError, LostChunkError, Subm
 from dagster_claude_batch.landing import Landing, land
 from dagster_claude_batch.ledger import Materialization
 from dagster_claude_batch.outcomes import TOO_LARGE
-from dagster_claude_batch.planning import replan
 from dagster_claude_batch.preflight import check_model
 from dagster_claude_batch.reconciling import record
 from dagster_claude_batch.submission import (
@@ -64,7 +63,8 @@ class Sender:
                 if findings.again_at is not None:
                     return findings
                 for chunk in spooled.stale:
-                    self._replan(each.materialization, chunk)
+                    self.bench.log.info("Rows of a planned chunk have changed; planning it anew.")
+                    self.bench.plan_anew(each.materialization, chunk)
                     findings.moved = True
                 planned = planned[len(spooled.bodies) + len(spooled.stale) :]
         return findings
@@ -105,18 +105,6 @@ class Sender:
         """A chunk larger than the whole window goes alone, when nothing else is out."""
         is_empty = room == self.bench.claude.max_in_flight_requests
         return chunk.requests <= room or (is_empty and is_first)
-
-    def _replan(self, materialization: Materialization, chunk: Chunk) -> None:
-        slices = self.bench.slices_of(materialization.partitions)
-        self.bench.log.info("Rows of a planned chunk have changed; planning it anew.")
-        try:
-            self.bench.warehouse.transact(
-                lambda connection: replan(
-                    self.bench.plan(connection, materialization), chunk, slices
-                )
-            )
-        except LostChunkError:
-            self.bench.log.info("Another run has sent it meanwhile.")
 
     def _send_bodies(
         self, outstanding: Outstanding, bodies: Sequence[Body], findings: Findings

@@ -14,10 +14,14 @@ from dagster_claude_batch.chunks import Chunk, ChunkState
 from dagster_claude_batch.declaration import Declaration
 from dagster_claude_batch.doubt import LATEST_END, UNREADABLE, UNSEEN
 from dagster_claude_batch.due import Plan
-from dagster_claude_batch.errors import CredentialsRefusedError, UnreadableAnswerError
+from dagster_claude_batch.errors import (
+    CredentialsRefusedError,
+    LostChunkError,
+    UnreadableAnswerError,
+)
 from dagster_claude_batch.ledger import LedgerAsset, Materialization
 from dagster_claude_batch.one_line import one_line
-from dagster_claude_batch.planning import RunIdentity
+from dagster_claude_batch.planning import RunIdentity, replan
 from dagster_claude_batch.resource import ClaudeBatchResource
 from dagster_claude_batch.source import PartitionSlice
 from dagster_claude_batch.warehouse import Connection, Warehouse
@@ -168,6 +172,16 @@ class Workbench:
             materialization,
             self.claude.now(),
         )
+
+    def plan_anew(self, materialization: Materialization, chunk: Chunk) -> None:
+        """Plan what is still to be asked of a planned chunk's rows, unless it has been sent."""
+        slices = self.slices_of(materialization.partitions)
+        try:
+            self.warehouse.transact(
+                lambda connection: replan(self.plan(connection, materialization), chunk, slices)
+            )
+        except LostChunkError:
+            self.log.info("Another run has sent it meanwhile.")
 
     def close(self, materialization: Materialization, *, if_unsent: bool = False) -> None:
         """Cancel a materialization in the ledger; what it has out stays to be landed.
