@@ -113,8 +113,8 @@ def chunks_of(
     found = rows(
         connection,
         f"SELECT {_CHUNK} FROM claude_batch.chunks "
-        "WHERE materialization_id IN (SELECT unnest($ids::VARCHAR[])) "
-        "AND state IN (SELECT unnest($states)) ORDER BY chunk_id",
+        "WHERE list_contains($ids::VARCHAR[], materialization_id) "
+        "AND list_contains($states, state) ORDER BY chunk_id",
         {"ids": list(materialization_ids), "states": list(states)},
     )
     return [Chunk(*values) for values in found]

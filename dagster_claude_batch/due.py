@@ -274,7 +274,7 @@ def _choose(plan: Plan) -> None:
     out = f"""
         SELECT q.* FROM {plan.registered.requests.sql} AS q WHERE q._chunk_id IN (
             SELECT chunk_id FROM claude_batch.chunks WHERE asset = $asset
-                AND state IN (SELECT unnest($out)) AND NOT is_copy)
+                AND list_contains($out, state) AND NOT is_copy)
     """
     plan.connection.execute(
         f"""
@@ -359,7 +359,7 @@ def count_unanswered(plan: Plan) -> int:
             JOIN claude_batch.chunks AS c ON c.chunk_id = q._chunk_id
             WHERE c.materialization_id = $materialization_id AND (c.state = 'planned' OR (
                 c.state = 'landed' AND q._retryable
-                AND q._outcome NOT IN (SELECT unnest($retried::VARCHAR[])))))
+                AND NOT list_contains($retried::VARCHAR[], q._outcome))))
         """,
         {
             "materialization_id": plan.materialization.materialization_id,

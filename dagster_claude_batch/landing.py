@@ -169,8 +169,9 @@ def _judge_retries(connection: Connection, chunk: Chunk, materialization: Materi
         )
     ]
     connection.execute(
-        f"UPDATE {_LANDED} SET _retryable = true WHERE _error_type IN (SELECT unnest($types))",
-        {"types": [*retryable, ""]},
+        f"UPDATE {_LANDED} SET _retryable = true "
+        "WHERE list_contains($types::VARCHAR[], _error_type)",
+        {"types": retryable},
     )
 
 
