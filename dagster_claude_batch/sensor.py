@@ -168,11 +168,11 @@ class Tick:
             return None, nothing
         self.cursor.last_look = self.now.timestamp()
         try:
-            return None, self._with_unseen(look_at(self.claude, wanted, for_room=for_room))
+            return None, self.with_unseen(look_at(self.claude, wanted, for_room=for_room))
         except (anthropic.AnthropicError, httpx2.HTTPError) as error:
             return f"The API could not be asked ({type(error).__name__}: {error}).", nothing
 
-    def _with_unseen(self, look: Look) -> Look:
+    def with_unseen(self, look: Look) -> Look:
         """Let a run look after batches that have not been seen for long, once in that time."""
         now = self.now.timestamp()
         since = {batch_id: self.cursor.unseen.get(batch_id, now) for batch_id in look.unseen}

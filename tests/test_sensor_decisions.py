@@ -1,15 +1,19 @@
 """What a tick decides, without Dagster."""
 
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import dagster as dg
 import pytest
 
-from dagster_claude_batch.held_run import HeldRun, pause_after
-from dagster_claude_batch.sensor import Cursor, Look, describe, may_go
+from dagster_claude_batch import LocalClaudeBatchResource
+from dagster_claude_batch.held_run import HeldRun, pause_after, read
+from dagster_claude_batch.held_run import describe as describe_held
+from dagster_claude_batch.sensor import Cursor, Look, Tick, describe, may_go
 from dagster_claude_batch.workbench import Waiting
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
+LATER = NOW + timedelta(seconds=1)
 SINCE = NOW - timedelta(hours=2, minutes=10)
 
 
@@ -27,8 +31,13 @@ def _held(*waits: Waiting) -> HeldRun:
         ((Waiting(("a",), unsent=1),), Look(), False),
         ((Waiting(unsent=1, needs=10),), Look(in_queue=95), False),
         ((Waiting(unsent=1, needs=10),), Look(in_queue=90), True),
+        ((Waiting(unsent=1, needs=10, send_after=LATER, not_before=LATER),), Look(), False),
+        ((Waiting(unsent=1, needs=10, send_after=NOW, not_before=NOW),), Look(), True),
+        ((Waiting(("a", "b"), any_end=True),), Look(frozenset("a")), True),
+        ((Waiting(("a", "b"), any_end=True),), Look(), False),
+        ((Waiting(not_before=LATER),), Look(in_queue=0), False),
         ((Waiting(("a",), not_before=NOW),), Look(), True),
-        ((Waiting(("a",), not_before=NOW + timedelta(seconds=1)),), Look(), False),
+        ((Waiting(("a",), not_before=LATER),), Look(), False),
         ((Waiting(("a",)), Waiting(("b",))), Look(frozenset("a")), False),
         ((Waiting(("a",)), Waiting(("b",))), Look(frozenset("ab")), True),
     ],
@@ -40,6 +49,11 @@ def _held(*waits: Waiting) -> HeldRun:
         "no room yet",
         "the window is full",
         "the window has room",
+        "there is room, but the API asked for patience",
+        "the API's pause is over",
+        "one of the candidates of a doubt has ended",
+        "none of them has",
+        "a doubt is to settle first",
         "its time has come",
         "its time has not come",
         "another asset still waits",
@@ -78,6 +92,44 @@ def test_a_cursor_that_cannot_be_read_starts_anew(text: str | None) -> None:
 
 
 def test_a_cursor_survives_being_written() -> None:
-    cursor = Cursor(1.5, ["a"], {"b": 2.0}, {"pool": 3.0}, 4.0, "landing:1")
+    cursor = Cursor(1.5, ["a"], {"b": 2.0}, {"pool": 3.0}, 4.0, "landing:1", {"c": 5.0})
 
     assert Cursor.load(cursor.dump()) == cursor
+
+
+def _tick(simulator: Path, moment: datetime, cursor: Cursor) -> Tick:
+    claude = LocalClaudeBatchResource(path=str(simulator))
+    context = dg.build_sensor_context(instance=dg.DagsterInstance.ephemeral())
+    return Tick(context, claude, "claude_batch", "landing", timedelta(), cursor, moment)
+
+
+def test_a_batch_long_unseen_among_others_is_worth_a_run_once_an_hour(tmp_path: Path) -> None:
+    cursor = Cursor()
+    seen: list[bool] = []
+    for minutes in (0, 30, 61, 62, 100, 123):
+        tick = _tick(tmp_path, NOW + timedelta(minutes=minutes), cursor)
+        look = tick.with_unseen(Look(frozenset("a"), unseen=frozenset("b")))
+        seen.append("b" in look.ended)
+
+    assert seen == [False, False, True, False, False, True]
+    assert _tick(tmp_path, NOW, cursor).with_unseen(Look(frozenset("ab"))).unseen == frozenset()
+    assert cursor.unseen == {}
+
+
+def test_what_a_held_run_waits_for_survives_its_tags() -> None:
+    with dg.DagsterInstance.ephemeral() as instance:
+        run = instance.create_run_for_job(_empty_job())
+        waiting = Waiting(("a", "b"), 7, 2, 5, SINCE, LATER, NOW, any_end=True)
+
+        describe_held(instance, run.run_id, dg.AssetKey("x"), waiting)
+
+        found = instance.get_run_by_id(run.run_id)
+        assert found is not None
+        assert read(found).waits == (waiting,)
+
+
+def _empty_job() -> dg.JobDefinition:
+    @dg.op
+    def nothing() -> None: ...
+
+    return dg.GraphDefinition(name="empty", node_defs=[nothing]).to_job()
