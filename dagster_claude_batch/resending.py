@@ -11,6 +11,7 @@ from dagster_claude_batch.chunks import (
     resize_chunk,
 )
 from dagster_claude_batch.due import Plan
+from dagster_claude_batch.matching import ours_is_ours
 
 
 def send_anew(plan: Plan, chunk: Chunk) -> None:
@@ -23,7 +24,23 @@ def send_anew(plan: Plan, chunk: Chunk) -> None:
     """
     mark_given_up(plan.connection, chunk)
     if plan.materialization.state == "open":
-        _insert_twin(plan, chunk, "_chunk_id = $chunk_id", requests=chunk.requests)
+        twin = _insert_twin(plan, chunk, "_chunk_id = $chunk_id", requests=chunk.requests)
+        if not plan.materialization.config.refresh:
+            _take_out_answered(plan, twin)
+
+
+def _take_out_answered(plan: Plan, chunk_id: int) -> None:
+    """Take out rows that have their answer: a refresh, cancelled since, had asked them.
+
+    The chunk then has changed, and what is left of it is planned anew before it is sent.
+    """
+    same = ours_is_ours(plan.declaration, "here", "a")
+    plan.connection.execute(
+        f"DELETE FROM {plan.registered.requests.sql} AS here WHERE _chunk_id = $chunk_id "
+        f"AND EXISTS (SELECT 1 FROM {plan.declaration.answers.sql} AS a "
+        f"WHERE {same} AND a._request_hash = here._request_hash)",
+        {"chunk_id": chunk_id},
+    )
 
 
 def split(plan: Plan, chunk: Chunk) -> None:

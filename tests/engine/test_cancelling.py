@@ -153,3 +153,29 @@ def test_batches_of_another_workspace_are_waited_for(tweets: Project) -> None:
     tweets.claude = ours
     assert tweets.materialize().rows == []
     assert len(tweets.answers()) == 10
+
+
+def test_a_refresh_in_doubt_that_was_given_up_is_not_sent_anew(tweets: Project) -> None:
+    tweets.materialize()
+    tweets.wire.lose_call(CREATE, httpx2.ReadError)
+    tweets.start(refresh=True)
+
+    again = _launch_after_giving_up(tweets)
+    tweets.claude.simulator.advance(timedelta(minutes=16))
+
+    assert again.advance() is None
+    assert len(tweets.claude.simulator.batches()) == 1
+    assert tweets.chunk_states() == {"landed": 1, "given_up": 1, "dissolved": 1}
+
+
+def test_a_cancelled_refresh_asks_nothing_again_by_itself(tweets: Project) -> None:
+    tweets.materialize()
+    tweets.start(refresh=True)
+    tweets.claude.cancel(tweets.claude.simulator.batches()[-1].id)
+
+    again = _launch_after_giving_up(tweets)
+    tweets.end_batches()
+
+    assert again.advance() is None
+    assert len(tweets.claude.simulator.batches()) == 2
+    assert len(tweets.answers()) == 10
