@@ -154,10 +154,11 @@ class Run:
         What was answered by then is landed by the landing job, or by the next materialization.
         """
         self.context.log.info("Terminated: what is out, and nobody else waits for, is cancelled.")
-        instance, mine = self.context.instance, {self.context.run.run_id, self._held_id}
+        instance, run_id = self.context.instance, self.context.run.run_id
+        mine = {run_id, holding.held_run_id(run_id)}
         for each in self._materializations:
-            others = [run for run in self.engine.runs_of(each) if run not in mine]
-            if not any(held_run.is_alive(instance, run_id) for run_id in others):
+            others = [other for other in self.engine.runs_of(each) if other not in mine]
+            if not any(held_run.is_alive(instance, other) for other in others):
                 self.engine.cancel(each)
         if self.engine.may_be_out(self._materializations):
             self._announce_waiting_here()
