@@ -172,7 +172,9 @@ def test_temporary_files_are_private_and_nameless_and_nothing_stays(
 
 
 @pytest.mark.parametrize(
-    "trouble", [_break_downloads, TROUBLES["400"], TROUBLES["answer lost"]], ids=str
+    "trouble",
+    [_break_downloads, TROUBLES["400"], TROUBLES["answer lost"]],
+    ids=["broken downloads", "400", "answer lost"],
 )
 def test_nothing_stays_of_temporary_files_after_an_error(
     planted: Project, temporary: Path, trouble: Callable[[Project], None]
