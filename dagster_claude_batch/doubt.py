@@ -86,12 +86,13 @@ def reconcile(
     settled = settled_at(claude, chunk)
     candidates = candidates_for(claude, chunk, known=known, before=settled)
     proofs = {batch.id: proof(claude, batch, chunk, now) for batch in candidates}
+    open_ = [batch for batch in candidates if proofs[batch.id] is None]
+    if open_:
+        # Also beside a proven one: one call may have made two batches, and this be the other.
+        return Unsettled(_looked_at_again(open_, now), tuple(batch.id for batch in open_))
     proven = [batch for batch in candidates if proofs[batch.id]]
     if proven:
         return Found(proven[0], tuple(proven[1:]))
-    open_ = [batch for batch in candidates if proofs[batch.id] is None]
-    if open_:
-        return Unsettled(_looked_at_again(open_, now), tuple(batch.id for batch in open_))
     return Unsettled(settled) if now < settled else NotFound()
 
 
