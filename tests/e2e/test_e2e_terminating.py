@@ -130,7 +130,7 @@ def test_a_run_terminated_while_it_collects_loses_nothing_and_nothing_is_sent_ag
     again = dagster.materialize("cut_while_collecting", partition="berlin")
     stage.succeed(again)
 
-    assert stage.batches_of("cut_while_collecting") == stage.batches_of("cut_while_collecting")[:1]
+    assert len(stage.batches_of("cut_while_collecting")) == 1
     assert dagster.partition_statuses("cut_while_collecting")["berlin"] == "materialized"
     assert stage.sql("SELECT count(*) FROM cut_while_collecting") == [(10,)]
     assert stage.held_runs_of(again) == []
@@ -146,6 +146,7 @@ def test_a_terminated_refresh_is_not_gone_on_with_by_a_launch_that_asks_for_none
 
     refresh = dagster.materialize("refreshed", partition="berlin", run_config=REFRESH)
     stage.wait_until_reached(gate)
+    stage.simulator.advance(timedelta(hours=1))
     stage.cancel(refresh)
     gate.open()
     run = stage.see_through(dagster.materialize("refreshed", partition="berlin"))
@@ -191,6 +192,30 @@ def test_runs_terminated_while_they_plan_have_sent_nothing_and_leave_nothing_beh
     for asset in ("planning_long", "locked_out"):
         assert stage.sent(asset) == sorted(f"{asset} berlin {number}" for number in range(10))
         assert dagster.partition_statuses(asset)["berlin"] == "materialized"
+
+
+@pytest.mark.exhaustive
+def test_a_run_that_cannot_cancel_because_the_database_is_locked_ends_as_cancelled_soon(
+    stage: Stage,
+) -> None:
+    stage.ask("cut_while_locked", 20)
+    dagster = stage.dagster
+    gate = stage.close_gate("after", "cut_while_locked ")
+
+    run_id = dagster.materialize("cut_while_locked", partition="berlin")
+    stage.wait_until_reached(gate)
+    with stage.locked():
+        stage.cancel(run_id)
+    gate.open()
+    (first,) = stage.batches_of("cut_while_locked")
+    held = stage.held_runs_of(run_id)
+    run = stage.see_through(dagster.materialize("cut_while_locked", partition="berlin"))
+
+    assert (held, first.cancel_initiated_at) == ([], None)
+    assert run.status == "SUCCESS"
+    sent = stage.sent("cut_while_locked")
+    assert len(sent) == len(set(sent)) == 20
+    assert stage.sql("SELECT count(*) FROM cut_while_locked") == [(20,)]
 
 
 def test_batches_of_a_terminated_held_run_are_cancelled_and_what_was_answered_is_landed(
