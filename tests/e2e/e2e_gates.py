@@ -22,7 +22,7 @@ class Gate:
     """Where a call stops: ``before`` it arrives, ``after`` it did, or ``refused`` once.
 
     ``method`` and ``text`` (in its path or body) tell which call; of those, each process stops at
-    the ``nth`` and all that follow.
+    the ``nth`` and all that follow. ``name`` begins with ``when``.
     """
 
     directory: Path
@@ -72,30 +72,26 @@ class GatedTransport(httpx2.BaseTransport):
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         call = f"{request.url.path} {request.read().decode(errors='replace')}"
-        closed = [gate for gate in self._closed() if self._is_at(gate, request.method, call)]
-        for gate in closed:
-            if gate.when == "refused":
-                gate.open()
-                error = {"type": "invalid_request_error", "message": f"Refused by {gate.name}."}
-                return httpx2.Response(gate.status, json={"type": "error", "error": error})
-        self._stop_at(closed, "before")
+        for gate in self._closed("before", request.method, call):
+            gate.stop()
+        for gate in self._closed("refused", request.method, call):
+            gate.open()
+            error = {"type": "invalid_request_error", "message": f"Refused by {gate.name}."}
+            return httpx2.Response(gate.status, json={"type": "error", "error": error})
         response = SimulatorTransport(self.simulator).handle_request(request)
-        self._stop_at(closed, "after")
+        for gate in self._closed("after", request.method, call):
+            gate.stop()
         return response
 
-    def _closed(self) -> list[Gate]:
-        return [
+    def _closed(self, when: str, method: str, call: str) -> list[Gate]:
+        gates = [
             Gate(self.directory, **json.loads(file.read_text()))
-            for file in sorted(self.directory.glob("*.gate"))
+            for file in sorted(self.directory.glob(f"{when} *.gate"))
         ]
+        return [gate for gate in gates if self._is_at(gate, method, call)]
 
     def _is_at(self, gate: Gate, method: str, call: str) -> bool:
         if method != gate.method or gate.text not in call:
             return False
         self._seen[gate.name] += 1
         return self._seen[gate.name] >= gate.nth
-
-    def _stop_at(self, closed: list[Gate], when: Literal["before", "after"]) -> None:
-        for gate in closed:
-            if gate.when == when:
-                gate.stop()

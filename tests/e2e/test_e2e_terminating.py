@@ -247,7 +247,7 @@ def test_batches_of_a_terminated_held_run_are_cancelled_and_what_was_answered_is
     assert "berlin" in dagster.failed_and_missing("terminated")
 
 
-def test_materializing_right_after_a_termination_joins_the_batches_that_are_out(
+def test_materializing_right_after_a_held_run_was_terminated_takes_over_what_is_out(
     stage: Stage,
 ) -> None:
     stage.fill("joined", FORTY_OF_BERLIN)
@@ -263,6 +263,8 @@ def test_materializing_right_after_a_termination_joins_the_batches_that_are_out(
     assert stage.dagster.run(held.run_id).status == "CANCELED"
     assert stage.dagster.partition_statuses("joined")["berlin"] == "materialized"
     assert stage.sql("SELECT count(*) FROM joined") == [(40,)]
+    states = "SELECT state FROM claude_batch.materializations WHERE asset = 'joined' ORDER BY "
+    assert stage.sql(f"{states} started_at") == [("cancelled",), ("done",)]
 
 
 def _wait_until_said(stage: Stage, run_id: str, said: str) -> None:
