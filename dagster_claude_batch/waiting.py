@@ -116,12 +116,13 @@ class Run:
         self._materializations = materializations
         try:
             is_done = self._advance()
-        except Exception:
-            if not self.engine.may_be_out(materializations):
+        except BaseException as error:
+            # Ctrl-C and the end of a pod interrupt a run too, and cancel nothing.
+            instance, run_id = self.context.instance, self.context.run.run_id
+            if not isinstance(error, Exception) and held_run.is_cancelled(instance, run_id):
+                self._give_up()
+            elif not self.engine.may_be_out(materializations):
                 self._undo()
-            raise
-        except BaseException:
-            self._give_up()
             raise
         if is_done:
             self._say_settled()

@@ -110,6 +110,7 @@ alone = [
     asked("cut_in_the_run", chunk_size=10, claude_resource="claude_impatient"),
     asked("cut_while_collecting"),
     asked("cut_while_locked", chunk_size=10),
+    asked("interrupted", chunk_size=10),
     asked("refreshed", chunk_size=10),
     asked("backfilled_twice"),
     asked("executed_again", claude_resource="claude_impatient"),

@@ -1,5 +1,8 @@
 """Terminating a run in each of its states, and materializing again."""
 
+import os
+import re
+import signal
 from collections import Counter
 from datetime import timedelta
 
@@ -194,6 +197,30 @@ def test_runs_terminated_while_they_plan_have_sent_nothing_and_leave_nothing_beh
         assert dagster.partition_statuses(asset)["berlin"] == "materialized"
 
 
+def test_a_run_that_is_interrupted_but_that_nobody_terminated_cancels_nothing_and_is_gone_on_with(
+    stage: Stage,
+) -> None:
+    stage.ask("interrupted", 20)
+    dagster = stage.dagster
+    gate = stage.close_gate("before", "interrupted ", nth=2)
+
+    run_id = dagster.materialize("interrupted", partition="berlin")
+    stage.wait_until_reached(gate)
+    os.kill(_pid_of(stage, run_id), signal.SIGINT)
+    interrupted = dagster.wait_for_run(run_id)
+    gate.open()
+    (batch,) = stage.batches_of("interrupted")
+    stage.simulator.advance(timedelta(hours=1))  # the second batch would have been seen by now
+    run = stage.see_through(run_id)
+
+    assert interrupted.status == "FAILURE"
+    assert batch.cancel_initiated_at is None
+    assert run.status == "SUCCESS"
+    sent = stage.sent("interrupted")
+    assert len(sent) == len(set(sent)) == 20
+    assert dagster.partition_statuses("interrupted")["berlin"] == "materialized"
+
+
 @pytest.mark.exhaustive
 def test_a_run_that_cannot_cancel_because_the_database_is_locked_ends_as_cancelled_soon(
     stage: Stage,
@@ -273,6 +300,13 @@ def _wait_until_said(stage: Stage, run_id: str, said: str) -> None:
         timeout=180,
         what=f"the run to say: {said}",
     )
+
+
+def _pid_of(stage: Stage, run_id: str) -> int:
+    (pid,) = set(
+        re.findall(r"in process \(pid: (\d+)\)", "\n".join(stage.dagster.run_messages(run_id)))
+    )
+    return int(pid)
 
 
 def _paid_for(stage: Stage, asset: str) -> int:
