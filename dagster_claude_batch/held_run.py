@@ -242,6 +242,12 @@ def is_alive(instance: dg.DagsterInstance, run_id: str) -> bool:
 _CANCELLED: Final = (dg.DagsterRunStatus.CANCELED, dg.DagsterRunStatus.CANCELING)
 
 
+def is_cancelled(instance: dg.DagsterInstance, run_id: str) -> bool:
+    """Whether somebody has asked for the end of a run."""
+    run = instance.get_run_by_id(run_id)
+    return run is None or run.status in _CANCELLED
+
+
 def were_given_up(instance: dg.DagsterInstance, run_ids: Sequence[str]) -> bool:
     """Whether somebody cancelled or deleted the last of these runs, and no other is alive.
 

@@ -2,10 +2,10 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import dagster as dg
 from dagster._core.storage.tags import PARENT_RUN_ID_TAG, RETRY_NUMBER_TAG
@@ -19,6 +19,9 @@ from dagster_claude_batch.ledger import Materialization, MaterializationConfig
 from dagster_claude_batch.report import PartitionReport, partitions_with_rows, report_on
 from dagster_claude_batch.warehouse import Connection
 from dagster_claude_batch.workbench import Waiting
+
+_LAST_PATIENCE: Final = 10.0
+"""Seconds that a terminated run waits for a locked database: it may be killed before long."""
 
 
 def materialize(
@@ -113,12 +116,13 @@ class Run:
         self._materializations = materializations
         try:
             is_done = self._advance()
-        except Exception:
-            if not self.engine.may_be_out(materializations):
+        except BaseException as error:
+            # Ctrl-C and the end of a pod interrupt a run too, and cancel nothing.
+            instance, run_id = self.context.instance, self.context.run.run_id
+            if not isinstance(error, Exception) and held_run.is_cancelled(instance, run_id):
+                self._give_up()
+            elif not self.engine.may_be_out(materializations):
                 self._undo()
-            raise
-        except BaseException:
-            self._give_up()
             raise
         if is_done:
             self._say_settled()
@@ -151,18 +155,30 @@ class Run:
     def _give_up(self) -> None:
         """Somebody terminates the run: cancel what nobody else works on.
 
-        What was answered by then is landed by the landing job, or by the next materialization.
+        What was answered by then is landed by the landing job, or by the next materialization;
+        they also see to what could not be cancelled now.
         """
         self.context.log.info("Terminated: what is out, and nobody else waits for, is cancelled.")
+        house = self.engine.warehouse
+        self.engine.warehouse = replace(house, lock_timeout_seconds=_LAST_PATIENCE)
+        try:
+            self._cancel_alone()
+            is_out = self.engine.may_be_out(self._materializations)
+        except Exception as error:  # noqa: BLE001  # in place of the interruption it would fail the run
+            self.context.log.warning(f"Not everything could be cancelled now: {error}")
+            is_out = True
+        if is_out:
+            self._announce_waiting_here()
+        self._undo()
+
+    def _cancel_alone(self) -> None:
+        """Cancel what no run that is alive works on but this one, and its held run."""
         instance, run_id = self.context.instance, self.context.run.run_id
         mine = {run_id, holding.held_run_id(run_id)}
         for each in self._materializations:
             others = [other for other in self.engine.runs_of(each) if other not in mine]
             if not any(held_run.is_alive(instance, other) for other in others):
                 self.engine.cancel(each)
-        if self.engine.may_be_out(self._materializations):
-            self._announce_waiting_here()
-        self._undo()
 
     def _why_in_the_run(self) -> str | None:
         if self.wait == "run":

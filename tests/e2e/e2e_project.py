@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import httpx2
 import pandas as pd
 from dagster_duckdb import DuckDBResource
 from dagster_duckdb_pandas import DuckDBPandasIOManager
+from e2e_gates import GatedTransport
 
 from dagster_claude_batch import (
     LocalClaudeBatchResource,
@@ -100,12 +102,37 @@ alone = [
     asked("joined"),
     asked("thrice"),
     asked("in_one_run", backfill_policy=dg.BackfillPolicy.single_run()),
+    asked("planning_long"),
+    asked("locked_out"),
+    asked("cut_short", chunk_size=10, claude_resource="claude_impatient"),
+    asked("cut_in_doubt", chunk_size=10, claude_resource="claude_impatient"),
+    asked("cut_and_resumed", chunk_size=10),
+    asked("cut_in_the_run", chunk_size=10, claude_resource="claude_impatient"),
+    asked("cut_while_collecting"),
+    asked("cut_while_locked", chunk_size=10),
+    asked("interrupted", chunk_size=10),
+    asked("refreshed", chunk_size=10),
+    asked("backfilled_twice"),
+    asked("executed_again", claude_resource="claude_impatient"),
+    asked("retried_by_dagster"),
+    asked("broken_off", chunk_size=10),
+    asked("maker_cancelled", chunk_size=10),
+    asked("hurried", max_wait_hours=1),
+    asked("hurried_and_tolerant", max_wait_hours=1, max_failure_rate=1.0),
+    asked("moved_away"),
 ]
 
 
-def claude() -> LocalClaudeBatchResource:
+class GatedClaudeBatchResource(LocalClaudeBatchResource):
+    """The simulator, on the way to which a test can stop a run."""
+
+    def _http_client(self) -> httpx2.Client:
+        return httpx2.Client(transport=GatedTransport(self.simulator, HOME / "gates"))
+
+
+def claude() -> GatedClaudeBatchResource:
     """The API, whose batches end when a test says so."""
-    return LocalClaudeBatchResource(
+    return GatedClaudeBatchResource(
         path=str(HOME / "simulator"),
         answer="e2e_simulated:answer",
         outcome="e2e_simulated:outcome",

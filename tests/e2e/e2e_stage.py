@@ -1,17 +1,18 @@
 """What the end-to-end tests act on: a real Dagster, the simulator that it asks, and DuckDB."""
 
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import duckdb
 from dagster_driver import DagsterDriver, Run
+from e2e_gates import Gate
 from e2e_simulated import CURED
 
 from dagster_claude_batch import held_run
-from dagster_claude_batch.simulator import Simulator
+from dagster_claude_batch.simulator import Batch, Simulator
 
 HERE = Path(__file__).parent
 
@@ -21,6 +22,8 @@ run_coordinator:
   class: QueuedRunCoordinator
   config:
     dequeue_interval_seconds: 1
+run_retries:
+  enabled: true
 """
 
 
@@ -36,10 +39,107 @@ class Stage:
         """Create the asset's source from what a query selects."""
         self.sql(f"CREATE TABLE {asset}_source AS {select}")
 
+    def ask(self, asset: str, rows: int, *, cities: tuple[str, ...] = ("berlin",)) -> None:
+        """Create the asset's source: in each city so many reviews, `<asset> <city> <number>`."""
+        self.fill(
+            asset,
+            f"SELECT city, i AS review_id, '{asset} ' || city || ' ' || i AS review "
+            f"FROM (SELECT unnest({list(cities)}) AS city), range({rows}) AS r(i)",
+        )
+
+    @property
+    def warehouse(self) -> Path:
+        """The file of the DuckDB database."""
+        return self.home / "warehouse.duckdb"
+
     def sql(self, query: str) -> list[tuple[Any, ...]]:
-        """Run SQL in the warehouse, which no run may be using."""
-        with closing(duckdb.connect(str(self.home / "warehouse.duckdb"))) as connection:
+        """Run SQL in the warehouse, as soon as no run uses it."""
+        with self.locked() as connection:
             return connection.execute(query).fetchall()
+
+    @contextmanager
+    def locked(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """Hold the warehouse's file, as soon as no run does."""
+        connection = self.dagster.wait_for(
+            self._connect, timeout=60, every=0.05, what="the warehouse to be free"
+        )
+        with closing(connection):
+            yield connection
+
+    def is_locked(self) -> bool:
+        """Whether a run uses the warehouse at this moment."""
+        connection = self._connect()
+        if connection is not None:
+            connection.close()
+        return connection is None
+
+    def _connect(self) -> duckdb.DuckDBPyConnection | None:
+        with suppress(duckdb.IOException):
+            return duckdb.connect(str(self.warehouse))
+        return None
+
+    def close_gate(
+        self,
+        when: Literal["before", "after", "refused"],
+        text: str,
+        *,
+        method: str = "POST",
+        nth: int = 1,
+        status: int = 0,
+    ) -> Gate:
+        """Stop runs at a call of the API. See `Gate`."""
+        name = f"{when} {method} {text}"
+        return Gate(self.home / "gates", name, when, method, text, nth, status).close()
+
+    def wait_until_reached(self, gate: Gate) -> None:
+        """Wait until a run has stopped at a gate."""
+        self.dagster.wait_for(
+            lambda: gate.is_reached, timeout=180, every=0.1, what=f"the gate {gate.name}"
+        )
+
+    def batches_of(self, asset: str) -> list[Batch]:
+        """The batches that ask what `ask` has written, oldest first."""
+        return [batch for batch in self.simulator.batches() if self._is_of(batch, asset)]
+
+    def _is_of(self, batch: Batch, asset: str) -> bool:
+        (_, params) = next(self.simulator.requests(batch.id))
+        return params["messages"][-1]["content"].startswith(f"{asset} ")
+
+    def sent(self, asset: str, *, after: int = 0) -> list[str]:
+        """The reviews in an asset's batches but the first ``after``, sorted."""
+        return sorted(
+            params["messages"][-1]["content"]
+            for batch in self.batches_of(asset)[after:]
+            for _, params in self.simulator.requests(batch.id)
+        )
+
+    def wait_for_batches(self, asset: str, count: int) -> list[Batch]:
+        """Wait until an asset has sent so many batches."""
+        return self.dagster.wait_for(
+            lambda: batches if len(batches := self.batches_of(asset)) >= count else None,
+            timeout=180,
+            what=f"{count} batches of {asset}",
+        )
+
+    def wait_until_landed(self, *assets: str) -> None:
+        """Wait until nothing of these assets is out any more, as far as the ledger knows."""
+        out = (
+            "SELECT count(*) FROM claude_batch.chunks WHERE state IN ('sending', 'submitted') "
+            f"AND asset IN (SELECT unnest({list(assets)}))"
+        )
+        self.dagster.wait_for(
+            lambda: self.sql(out) == [(0,)], timeout=180, what=f"{assets} to land"
+        )
+
+    def wait_for_ticks(self, sensor: str, count: int = 2) -> None:
+        """Wait until a sensor has ticked so many times more."""
+        newest = self.dagster.ticks(sensor, limit=1)
+        since = newest[0].timestamp if newest else 0.0
+        self.dagster.wait_for(
+            lambda: sum(t.timestamp > since for t in self.dagster.ticks(sensor, limit=20)) > count,
+            timeout=180,
+            what=f"ticks of {sensor}",
+        )
 
     def cure(self) -> None:
         """Let the simulator answer doomed reviews from now on."""
@@ -65,7 +165,7 @@ class Stage:
     def held_by(self, run_id: str) -> Run:
         """Wait until a run has ended well, and return the run that it left in the queue."""
         self.succeed(run_id)
-        (held,) = self._held_by(run_id)
+        (held,) = self.held_runs_of(run_id)
         assert held.status == "QUEUED"
         return held
 
@@ -77,12 +177,21 @@ class Stage:
     def see_through(self, run_id: str) -> Run:
         """End batches until a run, or the last of those that it left in the queue, has ended."""
         run = self.dagster.wait_for_run(run_id)
-        while held := self._held_by(run.run_id):
+        while held := self.held_runs_of(run.run_id):
             self.simulator.end_batches()
             run = self.dagster.wait_for_run(held[0].run_id)
         return run
 
-    def _held_by(self, run_id: str) -> list[Run]:
+    def cancel(self, *run_ids: str) -> None:
+        """Terminate runs, and wait until they have ended, which they do as cancelled."""
+        for run_id in run_ids:
+            self.dagster.terminate(run_id)
+        for run_id in run_ids:
+            ended = self.dagster.wait_for_run(run_id)
+            assert ended.status == "CANCELED", "\n".join(self.dagster.run_messages(run_id))
+
+    def held_runs_of(self, run_id: str) -> list[Run]:
+        """The run that a run has made to collect, if there is one."""
         return self.dagster.runs(tags={held_run.MAKER_TAG: run_id})
 
 

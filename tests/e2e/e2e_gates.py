@@ -1,0 +1,97 @@
+"""Gates: where a run stops, or is refused, because a test has closed the way there.
+
+A gate is a file that a test writes and a run's process finds, when it calls the API.
+"""
+
+import json
+import threading
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal, Self
+
+import httpx2
+
+from dagster_claude_batch.simulator import Simulator, SimulatorTransport
+
+_PAUSE = 0.05
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Where a call stops: ``before`` it arrives, ``after`` it did, or ``refused`` once.
+
+    ``method`` and ``text`` (in its path or body) tell which call; of those, each process stops at
+    the ``nth`` and all that follow. ``name`` begins with ``when``.
+    """
+
+    directory: Path
+    name: str
+    when: Literal["before", "after", "refused"]
+    method: str
+    text: str
+    nth: int = 1
+    status: int = 0
+
+    def close(self) -> Self:
+        """Stop, from now on, whoever comes here."""
+        self.directory.mkdir(exist_ok=True)
+        said = {key: value for key, value in asdict(self).items() if key != "directory"}
+        draft = self._file.with_suffix(".draft")
+        draft.write_text(json.dumps(said))
+        draft.rename(self._file)
+        return self
+
+    def open(self) -> None:
+        """Let all pass that have stopped here."""
+        self._file.unlink(missing_ok=True)
+
+    @property
+    def is_reached(self) -> bool:
+        """Whether somebody has stopped here."""
+        return self._file.with_suffix(".reached").exists()
+
+    def stop(self) -> None:
+        """Wait until a test opens the gate."""
+        self._file.with_suffix(".reached").touch()
+        while self._file.exists():
+            threading.Event().wait(_PAUSE)
+
+    @property
+    def _file(self) -> Path:
+        return self.directory / f"{self.name.replace('/', ' ')}.gate"
+
+
+@dataclass
+class GatedTransport(httpx2.BaseTransport):
+    """The simulator, at the end of a way with gates."""
+
+    simulator: Simulator
+    directory: Path
+    _seen: Counter[str] = field(default_factory=Counter)
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        call = f"{request.url.path} {request.read().decode(errors='replace')}"
+        for gate in self._closed("before", request.method, call):
+            gate.stop()
+        for gate in self._closed("refused", request.method, call):
+            gate.open()
+            error = {"type": "invalid_request_error", "message": f"Refused by {gate.name}."}
+            return httpx2.Response(gate.status, json={"type": "error", "error": error})
+        response = SimulatorTransport(self.simulator).handle_request(request)
+        for gate in self._closed("after", request.method, call):
+            gate.stop()
+        return response
+
+    def _closed(self, when: str, method: str, call: str) -> list[Gate]:
+        gates = [
+            Gate(self.directory, **json.loads(file.read_text()))
+            for file in sorted(self.directory.glob(f"{when} *.gate"))
+        ]
+        return [gate for gate in gates if self._is_at(gate, method, call)]
+
+    def _is_at(self, gate: Gate, method: str, call: str) -> bool:
+        if method != gate.method or gate.text not in call:
+            return False
+        self._seen[gate.name] += 1
+        return self._seen[gate.name] >= gate.nth
