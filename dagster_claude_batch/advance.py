@@ -96,6 +96,10 @@ class Engine(Workbench):
             self._refuse_to_go_on_halted(after)
             return waiting_for(self, after, doubts, [collected, sent])
 
+    def reconcile(self, work: Sequence[Outstanding]) -> bool:
+        """Settle doubts about what is out; whether any was."""
+        return self._reconciler.reconcile(work).moved
+
     def _adopt(self, materializations: Sequence[Materialization]) -> None:
         """Take over second copies of what ended materializations had sent."""
 
@@ -186,7 +190,7 @@ class Engine(Workbench):
     def _settle(self, materialization: Materialization) -> int:
         """Find out about, cancel and land what one has out; how many batches are left."""
         work = self.read([materialization])
-        if self._reconciler.reconcile(work).moved:
+        if self.reconcile(work):
             work = self.read([materialization])
         self._collector.collect(work)
         return len(self.read([materialization])[0].in_state("sending", "submitted"))

@@ -120,13 +120,17 @@ def chunks_of(
     return [Chunk(*values) for values in found]
 
 
-def in_flight(connection: Connection, workspace: str) -> int:
-    """Requests of the whole ledger that are, or may be, in the workspace's queue."""
+def in_flight(connection: Connection, workspace: str, since: datetime) -> int:
+    """Requests of the whole ledger that are, or may be, in the workspace's queue.
+
+    What was sent before ``since`` has left it, even if nobody has collected it.
+    """
     (requests,) = row(
         connection,
         "SELECT coalesce(sum(requests), 0) FROM claude_batch.chunks "
-        "WHERE workspace = $workspace AND state IN ('sending', 'submitted')",
-        {"workspace": workspace},
+        "WHERE workspace = $workspace AND state IN ('sending', 'submitted') "
+        "AND sending_at > $since",
+        {"workspace": workspace, "since": since},
     )
     return int(requests)
 
@@ -208,7 +212,9 @@ def mark_submitted(connection: Connection, chunk: Chunk, batch_id: str, now: dat
         chunk.chunk_id,
         "sending",
         "UPDATE claude_batch.chunks SET state = 'submitted', batch_id = $batch_id, "
-        "submitted_at = $now WHERE chunk_id = $chunk_id AND state = 'sending' RETURNING chunk_id",
+        "submitted_at = $now WHERE chunk_id = $chunk_id AND state = 'sending' "
+        "AND nonce = $nonce RETURNING chunk_id",
+        nonce=chunk.nonce,
         batch_id=batch_id,
         now=now,
     )
@@ -225,12 +231,16 @@ def mark_unsent(connection: Connection, chunk: Chunk) -> None:
         chunk.chunk_id,
         "sending",
         "UPDATE claude_batch.chunks SET state = 'planned', nonce = NULL, body_sha256 = NULL, "
-        "sending_at = NULL WHERE chunk_id = $chunk_id AND state = 'sending' RETURNING chunk_id",
+        "sending_at = NULL WHERE chunk_id = $chunk_id AND state = 'sending' "
+        "AND nonce = $nonce RETURNING chunk_id",
+        nonce=chunk.nonce,
     )
 
 
-def mark_given_up(connection: Connection, chunk: Chunk) -> None:
+def mark_given_up(connection: Connection, chunk: Chunk, now: datetime) -> None:
     """``sending → given_up``: nobody has found its batch, and its rows are to be sent again.
+
+    It must be the same sending that was looked for: not one that has been repeated since.
 
     Raises:
         LostChunkError: The chunk is not being sent any more.
@@ -239,8 +249,12 @@ def mark_given_up(connection: Connection, chunk: Chunk) -> None:
         connection,
         chunk.chunk_id,
         "sending",
-        "UPDATE claude_batch.chunks SET state = 'given_up', is_copy = true "
-        "WHERE chunk_id = $chunk_id AND state = 'sending' RETURNING chunk_id",
+        "UPDATE claude_batch.chunks SET state = 'given_up', is_copy = true, landed_at = $now "
+        "WHERE chunk_id = $chunk_id AND state = 'sending' AND nonce = $nonce "
+        "AND sending_at = $sending_at RETURNING chunk_id",
+        nonce=chunk.nonce,
+        sending_at=chunk.sending_at,
+        now=now,
     )
 
 
@@ -281,6 +295,31 @@ def mark_twin_submitted(
         sending_at=of.sending_at,
         now=now,
     )
+
+
+def mark_not_ours(connection: Connection, chunk: Chunk) -> None:
+    """``submitted → given_up`` for a copy whose results turned out to be somebody else's.
+
+    Raises:
+        LostChunkError: Somebody else has found out.
+    """
+    _move(
+        connection,
+        chunk.chunk_id,
+        "submitted",
+        "UPDATE claude_batch.chunks SET state = 'given_up', batch_id = NULL, submitted_at = NULL "
+        "WHERE chunk_id = $chunk_id AND state = 'submitted' AND is_copy RETURNING chunk_id",
+    )
+
+
+def owner_of(connection: Connection, chunk: Chunk) -> str:
+    """The id of the materialization that a chunk belongs to now: it may have been adopted."""
+    (owner,) = row(
+        connection,
+        "SELECT materialization_id FROM claude_batch.chunks WHERE chunk_id = $chunk_id",
+        {"chunk_id": chunk.chunk_id},
+    )
+    return str(owner)
 
 
 def given_up(connection: Connection, asset: str, since: datetime) -> list[Chunk]:
@@ -411,12 +450,67 @@ def answered_by_copy(
     found = rows(
         connection,
         f"SELECT {_CHUNK} FROM claude_batch.chunks AS c "
-        "WHERE c.materialization_id = $materialization_id AND ("
+        "WHERE c.materialization_id = (SELECT materialization_id FROM claude_batch.chunks "
+        "WHERE chunk_id = $copy) AND ("
         f"(c.state = 'submitted' AND NOT {rows_of} NOT EXISTS ({answered})))"
         f" OR (c.state = 'planned' AND {rows_of} EXISTS ({answered}))))",
-        {"copy": copy.chunk_id, "materialization_id": copy.materialization_id},
+        {"copy": copy.chunk_id},
     )
     return [Chunk(*values) for values in found]
+
+
+def out_elsewhere(
+    connection: Connection, asset: str, materialization: Materialization
+) -> list[Chunk]:
+    """What others have out since before a materialization began; it may hold rows of its own."""
+    found = rows(
+        connection,
+        f"SELECT {_CHUNK} FROM claude_batch.chunks WHERE asset = $asset AND NOT is_copy "
+        "AND state IN ('sending', 'submitted') AND sending_at < $started_at "
+        "AND materialization_id <> $materialization_id ORDER BY chunk_id",
+        {
+            "asset": asset,
+            "started_at": materialization.started_at,
+            "materialization_id": materialization.materialization_id,
+        },
+    )
+    return [Chunk(*values) for values in found]
+
+
+def holding_rows_of(
+    connection: Connection,
+    registered: LedgerAsset,
+    found: Sequence[Chunk],
+    materialization: Materialization,
+) -> list[Chunk]:
+    """Those of some chunks that hold rows of a materialization's partitions."""
+    partitions = [key for key in materialization.partitions if key is not None]
+    holding = rows(
+        connection,
+        f"SELECT DISTINCT _chunk_id FROM {registered.requests.sql} "
+        "WHERE list_contains($ids::BIGINT[], _chunk_id) "
+        "AND ($all_rows OR _partition IN (SELECT unnest($partitions::VARCHAR[])))",
+        {
+            "ids": [chunk.chunk_id for chunk in found],
+            "all_rows": materialization.partitions == (None,),
+            "partitions": partitions,
+        },
+    )
+    ids = {chunk_id for (chunk_id,) in holding}
+    return [chunk for chunk in found if chunk.chunk_id in ids]
+
+
+def batches_before(connection: Connection, chunk: Chunk, since: datetime) -> set[str]:
+    """Ids of batches that the same resource sent after ``since`` and before a chunk."""
+    found = rows(
+        connection,
+        "SELECT c.batch_id FROM claude_batch.chunks AS c, claude_batch.chunks AS mine "
+        "WHERE mine.chunk_id = $chunk_id AND c.chunk_id <> $chunk_id AND c.batch_id IS NOT NULL "
+        "AND c.workspace = mine.workspace AND c.submitted_at > $since "
+        "AND c.submitted_at <= mine.submitted_at",
+        {"chunk_id": chunk.chunk_id, "since": since},
+    )
+    return {str(batch_id) for (batch_id,) in found}
 
 
 def known_batches(connection: Connection) -> set[str]:

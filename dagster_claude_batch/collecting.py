@@ -1,6 +1,10 @@
 """Which batches have ended, are gone or unwanted; and landing what they hold."""
 
+import errno
+import itertools
+import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
@@ -10,8 +14,12 @@ from anthropic.types.messages import MessageBatch
 
 from dagster_claude_batch import chunks
 from dagster_claude_batch.chunks import Chunk
-from dagster_claude_batch.doubt import UNREADABLE, UNSEEN
-from dagster_claude_batch.errors import LostChunkError, ResultsUnavailableError
+from dagster_claude_batch.doubt import UNREADABLE, UNSEEN, proof
+from dagster_claude_batch.errors import (
+    LostChunkError,
+    NoTemporarySpaceError,
+    ResultsUnavailableError,
+)
 from dagster_claude_batch.landing import Landing, counts_of, land
 from dagster_claude_batch.ledger import Materialization
 from dagster_claude_batch.matching import ours_is_ours
@@ -70,8 +78,12 @@ class Collector:
         self, outstanding: Outstanding, chunk: Chunk, batch: MessageBatch, findings: Findings
     ) -> None:
         """Download and land a batch that has ended; what cannot be read now is read later."""
-        if batch.results_url is None:
+        age = self.bench.claude.now() - batch.created_at
+        if batch.archived_at is not None or age > RESULTS_LAST:
             self._land(outstanding, _gone(chunk, batch), findings)
+            return
+        if chunk.is_copy and self._is_not_ours(chunk, batch):
+            findings.moved = True
             return
         claude, declared = self.bench.claude, self.bench.declaration.output
         try:
@@ -85,23 +97,39 @@ class Collector:
             self.bench.log.warning("%s", error)
             findings.wait_until(claude.now() + UNREADABLE)
             return
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                asset = self.bench.declaration.asset
+                raise NoTemporarySpaceError(asset, tempfile.gettempdir()) from error
+            raise
         if staged is None:
             return
         late = outstanding.is_overdue and batch.cancel_initiated_at is not None
         landing = Landing(chunk, batch.id, counts_of(batch), batch.ended_at, staged, is_late=late)
         self._land(outstanding, landing, findings)
 
+    def _is_not_ours(self, chunk: Chunk, batch: MessageBatch) -> bool:
+        """Let go of a batch that was taken for a second copy, and turns out to be another's."""
+        if proof(self.bench.claude, batch, chunk, self.bench.claude.now()) is not False:
+            return False
+        self.bench.log.warning("Batch %s is not ours, and is left alone.", batch.id)
+        with suppress(LostChunkError):
+            self.bench.warehouse.transact(
+                lambda connection: chunks.mark_not_ours(connection, chunk)
+            )
+        return True
+
     def _miss(
         self, outstanding: Outstanding, chunk: Chunk, batches: Batches, findings: Findings
     ) -> None:
         """Give up a batch that the API does not show, but only if its results must be gone.
 
-        That is so past their time, or if the same credentials do show others of the ledger's
-        batches: then it was deleted, and is not just another workspace's.
+        That is so past their time, or if the same credentials do show a batch that was sent
+        before it: then it was deleted, and is not just another workspace's.
         """
         now = self.bench.claude.now()
         age = now - chunk.submitted_at if chunk.submitted_at else timedelta()
-        if age > RESULTS_LAST or (age > UNSEEN and (batches or self._sees_others(findings))):
+        if age > RESULTS_LAST or (age > UNSEEN and self._sees_older(chunk, batches, findings)):
             self._land(outstanding, _gone(chunk, None), findings)
             return
         self.bench.log.warning(
@@ -111,11 +139,23 @@ class Collector:
         )
         findings.wait_until(now + UNSEEN)
 
-    def _sees_others(self, findings: Findings) -> bool:
-        """Whether the API shows any batch that the ledger knows."""
-        known = self.bench.warehouse.transact(chunks.known_batches)
-        shown = self.bench.asking(findings, lambda: [b.id for b in self.bench.claude.list()])
-        return not known.isdisjoint(shown or ())
+    def _sees_older(self, chunk: Chunk, batches: Batches, findings: Findings) -> bool:
+        """Whether the API shows any batch that was sent before this one, with its credentials."""
+        since = self.bench.claude.now() - RESULTS_LAST
+        older = self.bench.warehouse.transact(
+            lambda connection: chunks.batches_before(connection, chunk, since)
+        )
+        if not older.isdisjoint(batches):
+            return True
+        claude = self.bench.claude
+        seen = self.bench.asking(
+            findings,
+            lambda: any(
+                batch.id in older
+                for batch in itertools.takewhile(lambda b: b.created_at > since, claude.list())
+            ),
+        )
+        return bool(older and seen)
 
     def _land(self, outstanding: Outstanding, landing: Landing, findings: Findings) -> None:
         findings.moved = True

@@ -3,7 +3,7 @@
 import io
 import itertools
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final, TypeAlias
@@ -73,18 +73,17 @@ def settled_at(claude: ClaudeBatchResource, chunk: Chunk) -> datetime:
 def reconcile(
     claude: ClaudeBatchResource,
     chunk: Chunk,
-    *,
-    known: Collection[str],
+    strangers: Iterable[MessageBatch],
     now: datetime,
 ) -> Verdict:
-    """Look for the batch of a chunk whose sending is in doubt.
+    """Look for the batch of a chunk whose sending is in doubt, among those the ledger lacks.
 
     Candidates were created around the sending, are unknown to the ledger and have the chunk's
     number of requests. One that has ended proves itself by the nonce in its custom ids; one
     still running is waited for.
     """
     settled = settled_at(claude, chunk)
-    candidates = candidates_for(claude, chunk, known=known, before=settled)
+    candidates = candidates_for(chunk, strangers, before=settled)
     proofs = {batch.id: proof(claude, batch, chunk, now) for batch in candidates}
     open_ = [batch for batch in candidates if proofs[batch.id] is None]
     if open_:
@@ -104,32 +103,43 @@ def _looked_at_again(candidates: Sequence[MessageBatch], now: datetime) -> datet
 
 
 def appeared(
-    claude: ClaudeBatchResource, chunk: Chunk, *, known: Collection[str], now: datetime
+    claude: ClaudeBatchResource, chunk: Chunk, strangers: Iterable[MessageBatch], now: datetime
 ) -> MessageBatch | None:
     """Look for the batch of a chunk that was given up: a second copy of what was sent since.
 
-    One still running proves nothing, but if it was created around the sending, it is this
-    chunk's: no such batch was to be seen when the chunk was given up.
+    One still running proves nothing. But one that was created soon after the sending must have
+    been invisible when the chunk was given up, which somebody else's would not have been; should
+    it prove to be theirs after all, it is let go.
     """
     until = settled_at(claude, chunk)
-    for batch in candidates_for(claude, chunk, known=known, before=until + LATEST_APPEARANCE):
+    for batch in candidates_for(chunk, strangers, before=until + LATEST_APPEARANCE):
         proven = proof(claude, batch, chunk, now)
-        is_late = batch.processing_status != "ended" and batch.created_at <= until
+        soon = until - SETTLING - CLOCK_SKEW
+        is_late = batch.processing_status != "ended" and batch.created_at <= soon
         if proven or (proven is None and is_late):
             return batch
     return None
 
 
 def candidates_for(
-    claude: ClaudeBatchResource, chunk: Chunk, *, known: Collection[str], before: datetime
+    chunk: Chunk, strangers: Iterable[MessageBatch], *, before: datetime
 ) -> list[MessageBatch]:
-    """Batches that may be this chunk's, oldest first: unknown, of its size, not older than it."""
+    """Batches that may be this chunk's, oldest first: of its size, and not older than it."""
     if chunk.sending_at is None:
         return []
     after = chunk.sending_at - CLOCK_SKEW
-    recent = itertools.takewhile(lambda batch: batch.created_at >= after, claude.list())
-    found = [b for b in recent if b.id not in known and size_of(b) == chunk.requests]
-    return [b for b in reversed(found) if b.created_at <= before]
+    found = [b for b in strangers if size_of(b) == chunk.requests]
+    around = [b for b in found if after <= b.created_at <= before]
+    return sorted(around, key=lambda batch: batch.created_at)
+
+
+def shown_since(claude: ClaudeBatchResource, chunks: Iterable[Chunk]) -> list[MessageBatch]:
+    """All batches that are not older than the oldest of these sendings, in one listing."""
+    sendings = [chunk.sending_at for chunk in chunks if chunk.sending_at is not None]
+    if not sendings:
+        return []
+    after = min(sendings) - CLOCK_SKEW
+    return list(itertools.takewhile(lambda batch: batch.created_at >= after, claude.list()))
 
 
 def proof(

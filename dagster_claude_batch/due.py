@@ -1,11 +1,11 @@
 """What is due: the rows that a materialization asks about, and asks again."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final, Literal
 
-from dagster_claude_batch import chunks
+from dagster_claude_batch import chunks, ledger
 from dagster_claude_batch.declaration import Declaration
 from dagster_claude_batch.departed import move_to_departed, welcome_back
 from dagster_claude_batch.errors import DuplicateRowKeyError, NullRowKeyError
@@ -53,6 +53,11 @@ class Plan:
         """Parameters of `in_scope`."""
         keys = [key for key in self.materialization.partitions if key is not None]
         return {"all_rows": self.materialization.partitions == (None,), "partitions": keys}
+
+    def of_owner(self, chunk: chunks.Chunk) -> "Plan":
+        """The same for the materialization that a chunk belongs to now, and as it is now."""
+        owner = chunks.owner_of(self.connection, chunk)
+        return replace(self, materialization=ledger.get_materialization(self.connection, owner))
 
     def read_rows(self, slices: Sequence[PartitionSlice], *, only: str | None = None) -> None:
         """Render the source's rows into ``claude_batch_rows``, without keeping the prompts.
@@ -307,19 +312,25 @@ def _choose_failed(plan: Plan) -> int:
         f"""
         CREATE OR REPLACE TEMP TABLE claude_batch_chosen AS
         WITH sent AS (
-            SELECT q.*, c.max_tokens, c.adopted, c.is_copy
+            SELECT q.*, c.max_tokens, c.is_copy,
+                c.adopted OR c.materialization_id <> $materialization_id AS adopted,
+                c.state = 'given_up' AS given_up
             FROM {plan.registered.requests.sql} AS q
             JOIN claude_batch.chunks AS c ON c.chunk_id = q._chunk_id
-            WHERE c.materialization_id = $materialization_id AND c.state <> 'given_up'
+            WHERE (c.materialization_id = $materialization_id AND c.state <> 'given_up')
+                OR (c.materialization_id <> $materialization_id AND c.asset = $asset
+                    AND c.sending_at < $started_at AND c.landed_at >= $started_at)
         )
         SELECT {our_keys_as_selected(plan.declaration, "f")}, f._partition AS partition,
-            f._attempt + 1 AS attempt, f._outcome AS outcome, f.max_tokens
+            f._attempt + CASE WHEN f.given_up THEN 0 ELSE 1 END AS attempt,
+            f._outcome AS outcome, f.max_tokens
         FROM sent AS f
-        WHERE f._retryable AND f._attempt < $max_attempts AND NOT f.is_copy
-            AND (f._outcome <> 'canceled' OR f.adopted) AND {in_scope("f")}
+        WHERE (f.given_up OR (f._retryable AND f._attempt < $max_attempts AND NOT f.is_copy
+                AND (f._outcome <> 'canceled' OR f.adopted)))
+            AND {in_scope("f")}
             AND NOT EXISTS (
                 SELECT 1 FROM sent AS later WHERE {later} AND (
-                    (later._chunk_id > f._chunk_id AND NOT later.is_copy)
+                    (later._chunk_id > f._chunk_id AND (later.given_up OR NOT later.is_copy))
                     OR (later.is_copy AND later._outcome = 'answer'
                         AND later._request_hash = f._request_hash)))
         """,
@@ -327,6 +338,8 @@ def _choose_failed(plan: Plan) -> int:
             **plan.scope,
             "max_attempts": plan.declaration.max_attempts,
             "materialization_id": plan.materialization.materialization_id,
+            "asset": plan.declaration.asset,
+            "started_at": plan.materialization.started_at,
         },
     )
     _raise_max_tokens(plan)

@@ -236,6 +236,17 @@ class UnreadableAnswerError(ClaudeBatchError):
         )
 
 
+class NoCredentialsError(ClaudeBatchError):
+    """Anthropic's SDK has found no credentials anywhere."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "No credentials for the Anthropic API were found, and nothing was asked or sent. Set "
+            "ANTHROPIC_API_KEY where the runs are executed, or give `api_key` to the "
+            "`ClaudeBatchResource`; without an account, use `LocalClaudeBatchResource`."
+        )
+
+
 class NoSensorError(ClaudeBatchError):
     """Nobody would collect the results."""
 

@@ -249,14 +249,15 @@ def is_cancelled(instance: dg.DagsterInstance, run_id: str) -> bool:
 
 
 def were_given_up(instance: dg.DagsterInstance, run_ids: Sequence[str]) -> bool:
-    """Whether somebody cancelled or deleted the last of these runs, and no other is alive.
+    """Whether somebody cancelled the last of these runs, and no other is alive.
 
-    A run that failed is not given up: who materializes again goes on where it stopped.
+    A run that failed is not given up: who materializes again goes on where it stopped. Nor is
+    one that this instance does not know, for it may be another's.
     """
     if not run_ids or any(is_alive(instance, run_id) for run_id in run_ids):
         return False
     last = instance.get_run_by_id(run_ids[-1])
-    return last is None or not last.is_finished or last.status in _CANCELLED
+    return last is not None and (not last.is_finished or last.status in _CANCELLED)
 
 
 def in_queue(

@@ -60,6 +60,8 @@ def land(plan: Plan, landing: Landing) -> None:
     connection, chunk = plan.connection, landing.chunk
     declaration = as_planned(plan)
     chunks.mark_landed(connection, chunk, landing.counts, ended_at=landing.ended_at, now=plan.now)
+    plan = plan.of_owner(chunk)
+    chunk = replace(chunk, materialization_id=plan.materialization.materialization_id)
     _gather(connection, declaration, plan.registered, landing)
     if landing.is_late:
         _let_cancelled_expire(connection)
@@ -68,7 +70,7 @@ def land(plan: Plan, landing: Landing) -> None:
     _note_usage(connection, declaration, plan.registered, chunk)
     _add_earlier_attempts(connection, declaration, plan.registered, chunk)
     if chunk.is_copy:
-        _keep_only_what_helps(connection, declaration)
+        _keep_only_what_helps(plan, declaration, chunk)
     _write_answers(connection, declaration, plan.now)
     _write_failures(connection, declaration, plan.now)
 
@@ -193,12 +195,27 @@ def _uncount_halted(connection: Connection, materialization: Materialization) ->
         ledger.note_halt(connection, materialization.materialization_id, halts[0][1])
 
 
-def _keep_only_what_helps(connection: Connection, declaration: Declaration) -> None:
-    """Of a second copy, only answers matter, and only to rows that have none."""
+def _keep_only_what_helps(plan: Plan, declaration: Declaration, chunk: Chunk) -> None:
+    """Of a second copy, only answers matter, and only to rows that have none as good.
+
+    As good is an answer to the same request, in a refresh one of the refresh itself, and an
+    answer to whatever the row has become since.
+    """
     same = ours_is_ours(declaration, "here", "l")
-    connection.execute(
-        f"DELETE FROM {_LANDED} AS l WHERE _error_type IS NOT NULL OR EXISTS "
-        f"(SELECT 1 FROM {declaration.answers.sql} AS here WHERE {same})"
+    plan.connection.execute(
+        f"""
+        DELETE FROM {_LANDED} AS l WHERE _error_type IS NOT NULL OR EXISTS (
+            SELECT 1 FROM {declaration.answers.sql} AS here WHERE {same} AND CASE
+                WHEN here._request_hash IS DISTINCT FROM l._request_hash
+                    THEN here._answered_at > $sending_at
+                ELSE NOT $refresh OR here._batch_id IN (SELECT batch_id FROM claude_batch.chunks
+                    WHERE materialization_id = $this) END)
+        """,
+        {
+            "sending_at": chunk.sending_at,
+            "refresh": plan.materialization.config.refresh,
+            "this": chunk.materialization_id,
+        },
     )
 
 

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from dagster_claude_batch import held_run
 from dagster_claude_batch.batch_asset import BatchAsset, batch_assets_of, engine_for
+from dagster_claude_batch.errors import ClaudeBatchError
 
 LEFT_TAG: Final = ".dagster/claude_batch.left"
 """On a landing run that has ended: how many batches are still out."""
@@ -36,18 +37,27 @@ def build_landing_job(name: str, *, claude_resource: str) -> dg.JobDefinition:
         description="Lands answers that were paid for and that no run waits for.",
     )
     def land(context: dg.OpExecutionContext, config: LandingConfig) -> None:
-        left, is_watching = 0, False
+        left, is_watching, problems = 0, False, list[ClaudeBatchError]()
         for asset in batch_assets_of(context.repository_def):
-            if asset.claude_resource == claude_resource:
+            if asset.claude_resource != claude_resource:
+                continue
+            try:
                 out, watching = _settle(context, asset, config.ended_runs)
-                left, is_watching = left + out, is_watching or watching
-        for run_id in config.ended_runs:
+            except ClaudeBatchError as error:  # one asset's trouble keeps nobody else's answers
+                problems.append(error)
+                out, watching = 1, True
+            left, is_watching = left + out, is_watching or watching
+        for run_id in config.ended_runs if not problems else ():
             if context.instance.has_run(run_id):
                 held_run.mark(context.instance, run_id, held_run.SETTLED, "ended without results")
-        if not is_watching:
+        if is_watching:
+            context.instance.add_run_tags(context.run_id, {held_run.GAVE_UP_TAG: claude_resource})
+        else:
             held_run.stop_watching(context.instance, claude_resource)
         context.instance.add_run_tags(context.run_id, {LEFT_TAG: str(left)})
         context.log.info(f"{left:,} batches are still out.")
+        if problems:
+            raise problems[0]
 
     graph = dg.GraphDefinition(name=name, node_defs=[land])
     return graph.to_job(  # pyright: ignore[reportUnknownMemberType]  # open in Dagster's own types

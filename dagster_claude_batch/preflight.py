@@ -5,8 +5,14 @@ from anthropic.types import ModelInfo
 
 from dagster_claude_batch import ledger
 from dagster_claude_batch.declaration import Declaration
-from dagster_claude_batch.errors import CredentialsRefusedError, ModelUnavailableError
+from dagster_claude_batch.errors import (
+    CredentialsRefusedError,
+    ModelUnavailableError,
+    NoCredentialsError,
+    UnreadableAnswerError,
+)
 from dagster_claude_batch.ledger import Materialization
+from dagster_claude_batch.one_line import one_line
 from dagster_claude_batch.workbench import Workbench, is_passing
 
 
@@ -24,10 +30,14 @@ def check_model(bench: Workbench, materialization: Materialization) -> None:
     model = bench.declaration.shape.model
     try:
         found = bench.claude.model(model)
-    except anthropic.APIError as error:
-        if not is_passing(error):
+    except NoCredentialsError:
+        bench.close(materialization, if_unsent=True)
+        raise
+    except (anthropic.APIError, UnreadableAnswerError) as error:
+        if isinstance(error, anthropic.APIError) and not is_passing(error):
             bench.close(materialization, if_unsent=True)
-            raise CredentialsRefusedError(bench.declaration.asset, str(error)) from error
+            asset, reason = bench.declaration.asset, one_line(str(error))
+            raise CredentialsRefusedError(asset, reason) from error
         bench.log.warning("The model could not be checked (%s); going on.", type(error).__name__)
         return
     problem = _problem_with(found, bench.declaration)

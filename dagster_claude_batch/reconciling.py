@@ -7,7 +7,7 @@ from typing import Final
 
 from anthropic.types.messages import MessageBatch
 
-from dagster_claude_batch import chunks, ledger
+from dagster_claude_batch import chunks
 from dagster_claude_batch.chunks import Chunk
 from dagster_claude_batch.doubt import (
     LATEST_APPEARANCE,
@@ -18,6 +18,7 @@ from dagster_claude_batch.doubt import (
     Verdict,
     appeared,
     reconcile,
+    shown_since,
 )
 from dagster_claude_batch.errors import LostChunkError
 from dagster_claude_batch.resending import record_copy, send_anew
@@ -37,16 +38,27 @@ class Reconciler:
     def reconcile(self, work: Sequence[Outstanding]) -> Findings:
         """Find out about every chunk whose sending is in doubt."""
         findings = Findings()
-        for each in work:
-            for chunk in each.in_state("sending"):
-                verdict = self.bench.asking(findings, lambda chunk=chunk: self._verdict(chunk))
-                if verdict is not None:
-                    self._act(each, chunk, verdict, findings)
+        doubtful = [(each, chunk) for each in work for chunk in each.in_state("sending")]
+        strangers = self._strangers([chunk for _, chunk in doubtful], findings)
+        if strangers is not None:
+            for each, chunk in doubtful:
+                now = self.bench.claude.now()
+                verdict = reconcile(self.bench.claude, chunk, strangers, now)
+                self._act(each, chunk, verdict, findings)
         return findings
 
-    def _verdict(self, chunk: Chunk) -> Verdict:
+    def _strangers(self, sought: Sequence[Chunk], findings: Findings) -> list[MessageBatch] | None:
+        """Batches that the ledger lacks, as old as these chunks; None if the API does not say.
+
+        The ledger is read after the API: what is recorded in between is no stranger.
+        """
+        if not sought:
+            return []
+        shown = self.bench.asking(findings, lambda: shown_since(self.bench.claude, sought))
+        if shown is None:
+            return None
         known = self.bench.warehouse.transact(chunks.known_batches)
-        return reconcile(self.bench.claude, chunk, known=known, now=self.bench.claude.now())
+        return [batch for batch in shown if batch.id not in known]
 
     def _act(
         self, outstanding: Outstanding, chunk: Chunk, verdict: Verdict, findings: Findings
@@ -54,7 +66,7 @@ class Reconciler:
         try:
             match verdict:
                 case Found(batch, copies):
-                    record(self.bench, chunk, batch)
+                    record(self.bench, outstanding, chunk, batch)
                     self._record_copies(outstanding, chunk, copies)
                 case NotFound():
                     self._send_anew(outstanding, chunk)
@@ -84,14 +96,12 @@ class Reconciler:
             "The batch of a chunk of %s requests was never created; sending it anew.",
             f"{chunk.requests:,}",
         )
-        identity = outstanding.materialization.materialization_id
-        self.bench.gave_up = True
-
-        def work(connection: Connection) -> None:
-            now = ledger.get_materialization(connection, identity)
-            send_anew(self.bench.plan(connection, now), chunk)
-
-        self.bench.warehouse.transact(work)
+        self.bench.before_giving_up()
+        self.bench.warehouse.transact(
+            lambda connection: send_anew(
+                self.bench.plan(connection, outstanding.materialization), chunk
+            )
+        )
 
     def watch(self) -> Findings:
         """Look for the batches of chunks that were given up; one that exists is a second copy.
@@ -99,16 +109,12 @@ class Reconciler:
         It is cancelled, and collected when it has ended, as any other.
         """
         findings = Findings()
-        now = self.bench.claude.now()
-        for chunk in self.bench.warehouse.transact(self.watched):
-            known = self.bench.warehouse.transact(chunks.known_batches)
-            found = self.bench.asking(
-                findings,
-                lambda chunk=chunk, known=known: appeared(
-                    self.bench.claude, chunk, known=known, now=now
-                ),
-            )
+        watched = self.bench.warehouse.transact(self.watched)
+        strangers = self._strangers(watched, findings) or []
+        for chunk in watched:
+            found = appeared(self.bench.claude, chunk, strangers, self.bench.claude.now())
             if found is not None:
+                strangers.remove(found)
                 record_late(self.bench, chunk, found)
                 findings.moved = True
         return findings
@@ -119,7 +125,7 @@ class Reconciler:
         return chunks.given_up(connection, self.bench.declaration.asset, since)
 
 
-def record(bench: Workbench, chunk: Chunk, batch: MessageBatch) -> None:
+def record(bench: Workbench, outstanding: Outstanding, chunk: Chunk, batch: MessageBatch) -> None:
     """Note at once that a chunk's batch exists, whoever else may have an opinion of it by now."""
     now = bench.claude.now()
     try:
@@ -127,12 +133,24 @@ def record(bench: Workbench, chunk: Chunk, batch: MessageBatch) -> None:
             lambda connection: chunks.mark_submitted(connection, chunk, batch.id, now)
         )
     except LostChunkError:
-        if batch.id not in bench.warehouse.transact(chunks.known_batches):
-            record_late(bench, chunk, batch)
+        if batch.id in bench.warehouse.transact(chunks.known_batches):
+            return
+        if not record_late(bench, chunk, batch):
+            bench.warehouse.transact(
+                lambda connection: record_copy(
+                    bench.plan(connection, outstanding.materialization), chunk, batch.id
+                )
+            )
 
 
-def record_late(bench: Workbench, chunk: Chunk, batch: MessageBatch) -> None:
-    """Note the batch of a chunk that had been given up: its rows have been sent again since."""
+def record_late(bench: Workbench, chunk: Chunk, batch: MessageBatch) -> bool:
+    """Note the batch of a chunk that had been given up; False if it is not any more."""
     now = bench.claude.now()
     bench.log.warning("Batch %s is a second copy of what has been sent since.", batch.id)
-    bench.warehouse.transact(lambda connection: chunks.mark_copy(connection, chunk, batch.id, now))
+    try:
+        bench.warehouse.transact(
+            lambda connection: chunks.mark_copy(connection, chunk, batch.id, now)
+        )
+    except LostChunkError:
+        return False
+    return True

@@ -22,7 +22,8 @@ def send_anew(plan: Plan, chunk: Chunk) -> None:
     Raises:
         LostChunkError: It is not being sent any more.
     """
-    mark_given_up(plan.connection, chunk)
+    mark_given_up(plan.connection, chunk, plan.now)
+    plan = plan.of_owner(chunk)
     if plan.materialization.state == "open":
         twin = _insert_twin(plan, chunk, "_chunk_id = $chunk_id", requests=chunk.requests)
         if not plan.materialization.config.refresh:
@@ -50,6 +51,7 @@ def split(plan: Plan, chunk: Chunk) -> None:
         LostChunkError: It is not being sent any more.
     """
     mark_unsent(plan.connection, chunk)
+    plan = plan.of_owner(chunk)
     kept = chunk.requests // 2
     size = chunk.bytes * kept // chunk.requests
     half = f"_chunk_id = $chunk_id AND _ordinal >= {kept:d}"
@@ -67,7 +69,7 @@ def _insert_twin(plan: Plan, chunk: Chunk, condition: str, *, requests: int, aft
         plan.connection,
         planned_chunk(
             twin,
-            chunk.materialization_id,
+            plan.materialization.materialization_id,
             attempt=chunk.attempt,
             max_tokens=chunk.max_tokens,
             requests=requests,
@@ -88,5 +90,6 @@ def _insert_twin(plan: Plan, chunk: Chunk, condition: str, *, requests: int, aft
 
 def record_copy(plan: Plan, chunk: Chunk, batch_id: str) -> None:
     """Note a second batch that one call of ours has made of a chunk."""
+    plan = plan.of_owner(chunk)
     twin = _insert_twin(plan, chunk, "_chunk_id = $chunk_id", requests=chunk.requests)
     mark_twin_submitted(plan.connection, twin, chunk, batch_id, plan.now)

@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import re
+import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -25,7 +26,7 @@ from anthropic.types.messages import (
 from anthropic.types.messages.batch_create_params import Request
 from pydantic import BaseModel, Field
 
-from dagster_claude_batch.errors import UnreadableAnswerError
+from dagster_claude_batch.errors import NoCredentialsError, UnreadableAnswerError
 from dagster_claude_batch.simulator import Simulator, SimulatorTransport
 
 LIST_PAGE: Final = 1_000
@@ -72,7 +73,9 @@ class ClaudeBatchResource(dg.ConfigurableResource[Any]):
         description="How long to wait for a DuckDB file that another process holds.",
     )
     timeout_seconds: float = Field(
-        default=600.0, gt=0, description="How long one call may take, an upload included."
+        default=600.0,
+        gt=0,
+        description="How long an upload may take in all, and how long the API may be silent.",
     )
 
     @cached_property
@@ -113,7 +116,7 @@ class ClaudeBatchResource(dg.ConfigurableResource[Any]):
         with _reading():
             created = self.client.post(
                 "/v1/messages/batches",
-                content=_Pieces(body),
+                content=_Pieces(body, time.monotonic() + self.timeout_seconds),
                 cast_to=MessageBatch,
                 options={
                     "max_retries": 0,
@@ -202,7 +205,9 @@ class ClaudeBatchResource(dg.ConfigurableResource[Any]):
     def model(self, model: str) -> ModelInfo | None:
         """What the API says of a model; None if there is none of that name."""
         try:
-            return self.client.models.retrieve(model)
+            with _reading():
+                found = self.client.models.retrieve(model)
+                return found if found.id else None
         except anthropic.NotFoundError:
             return None
 
@@ -305,10 +310,13 @@ def _reading() -> Generator[None]:
 
     Raises:
         UnreadableAnswerError: It has stumbled.
+        NoCredentialsError: It found none, before it asked.
     """
     try:
         yield
     except (AttributeError, TypeError, ValueError) as error:
+        if "authentication method" in str(error):
+            raise NoCredentialsError from error
         raise UnreadableAnswerError(type(error).__name__) from error
 
 
@@ -324,11 +332,19 @@ def _as_json(value: object) -> object:
 
 
 class _Pieces:
-    """A file as a request body that can be sent more than once."""
+    """A file as a request body, which has to be on its way by a deadline.
 
-    def __init__(self, file: IO[bytes]) -> None:
+    A timeout of the client's is one of each piece only: without this, an upload could go on for
+    longer than anybody waits for its batch to appear.
+    """
+
+    def __init__(self, file: IO[bytes], deadline: float) -> None:
         self._file = file
+        self._deadline = deadline
 
     def __iter__(self) -> Iterator[bytes]:
         self._file.seek(0)
-        return iter(lambda: self._file.read(_BODY_PIECE), b"")
+        for piece in iter(lambda: self._file.read(_BODY_PIECE), b""):
+            if time.monotonic() > self._deadline:
+                raise httpx2.WriteTimeout("the upload took too long")
+            yield piece

@@ -112,11 +112,11 @@ _SERVER_ERRORS: Final = 500
 def _is_gone(claude: ClaudeBatchResource, batch_id: str) -> bool:
     try:
         now = claude.retrieve(batch_id)
-        shown = (now.processing_status, now.archived_at, now.results_url)
+        shown = (now.processing_status, now.archived_at)
     except (anthropic.APIError, AttributeError, ValueError):  # no answer, or one that is no batch
         return False
-    status, archived_at, results_url = shown
-    return status == "ended" and (archived_at is not None or results_url is None)
+    status, archived_at = shown
+    return status == "ended" and archived_at is not None
 
 
 # --- staging --------------------------------------------------------------------------------

@@ -46,17 +46,24 @@ class Sender:
     bench: Workbench
     is_announced: bool = False
     patience: timedelta = PATIENCE
+    not_again_before: datetime | None = None
+    is_refused: bool = False
 
     def send(self, work: Sequence[Outstanding]) -> Findings:
         """Send what fits into the window; ``again_at`` is when more may be accepted."""
         findings = Findings()
+        wait_until = self._not_before(work)
+        if wait_until is not None:
+            findings.wait_until(wait_until)
+            return findings
         for each in work:
             planned = each.in_state("planned") if each.may_send else []
-            if planned and not self.is_announced:
+            if planned:
                 check_model(self.bench, each.materialization)
             while planned and not findings.moved:
                 spooled = self._spool(each.materialization, planned)
                 if spooled is None:
+                    self._wait_for_room(work, findings)
                     return findings
                 with spooled:
                     self._send_bodies(each, spooled.bodies, findings)
@@ -68,6 +75,19 @@ class Sender:
                     findings.moved = True
                 planned = planned[len(spooled.bodies) + len(spooled.stale) :]
         return findings
+
+    def _not_before(self, work: Sequence[Outstanding]) -> datetime | None:
+        """Until when the API has asked this run not to send; None if it may."""
+        now = self.bench.claude.now()
+        if self.is_refused and any(each.in_state("sending", "submitted") for each in work):
+            return now + LATEST_END  # what is out is collected first
+        until = self.not_again_before
+        return until if until is not None and now < until else None
+
+    def _wait_for_room(self, work: Sequence[Outstanding], findings: Findings) -> None:
+        """With nothing of our own out, nobody tells when the ledger's window has room again."""
+        if not any(each.in_state("sending", "submitted") for each in work):
+            findings.wait_until(self.bench.claude.now() + _BUSY)
 
     def _spool(self, materialization: Materialization, planned: Sequence[Chunk]) -> Spooled | None:
         """Prepare as many chunks as the window has room for; None when it has none."""
@@ -98,7 +118,8 @@ class Sender:
             raise
 
     def _room(self, connection: Connection) -> int:
-        out = chunks.in_flight(connection, self.bench.declaration.workspace)
+        since = self.bench.claude.now() - LATEST_END
+        out = chunks.in_flight(connection, self.bench.declaration.workspace, since)
         return self.bench.claude.max_in_flight_requests - out
 
     def _fits(self, chunk: Chunk, room: int, *, is_first: bool) -> bool:
@@ -117,7 +138,7 @@ class Sender:
                 findings.moved = True
                 return
             self._send(outstanding, replace(body, chunk=chunk), findings)
-            if findings.moved or findings.again_at is not None:
+            if findings.again_at is not None:
                 return
 
     def _announce(self, materialization: Materialization) -> None:
@@ -162,7 +183,7 @@ class Sender:
         chunk = body.chunk
         match self._post(body):
             case Created(batch):
-                record(self.bench, chunk, batch)
+                record(self.bench, outstanding, chunk, batch)
                 self.bench.log.info(
                     "Submitted batch %s: %s requests.", batch.id, f"{chunk.requests:,}"
                 )
@@ -178,10 +199,13 @@ class Sender:
                 self._unsend(chunk)
                 again_at = self._refused(outstanding, chunk, reason, is_halt=because == "halted")
                 findings.wait_until(again_at)
+                self.is_refused = True
             case NotCreated(reason, retry_after=pause):
                 self._unsend(chunk)
                 self.bench.log.warning("A batch was not accepted for now (%s).", reason)
-                findings.wait_until(self.bench.claude.now() + (pause or _BUSY))
+                again_at = self.bench.claude.now() + (pause or _BUSY)
+                findings.wait_until(again_at)
+                self.not_again_before = again_at if pause else None
 
     def _post(self, body: Body) -> Sent:
         """Post a body; again after short pauses, while it surely has not arrived."""

@@ -15,6 +15,7 @@ import httpx2
 
 from dagster_claude_batch import held_run, holding
 from dagster_claude_batch.doubt import UNSEEN
+from dagster_claude_batch.errors import ClaudeBatchError
 from dagster_claude_batch.held_run import HeldRun
 from dagster_claude_batch.landing_job import LEFT_TAG, build_landing_job, op_name_of
 from dagster_claude_batch.resource import ClaudeBatchResource
@@ -38,7 +39,8 @@ class Cursor:
 
     ``held`` are the held runs last seen unfinished, ``ended`` runs that ended with something out,
     and when that was noticed. ``unseen`` are batches that the API does not show although it shows
-    others, and since when. ``land_at`` is when to ask for a landing run.
+    others, and since when. ``land_at`` is when to ask for a landing run, ``landing`` the one
+    that was asked for, and ``landing_for`` the runs that it was told of.
     """
 
     last_look: float = 0.0
@@ -48,6 +50,7 @@ class Cursor:
     land_at: float | None = None
     landing: str | None = None
     unseen: dict[str, float] = field(default_factory=dict[str, float])
+    landing_for: list[str] = field(default_factory=list[str])
 
     @classmethod
     def load(cls, text: str | None) -> "Cursor":
@@ -169,7 +172,7 @@ class Tick:
         self.cursor.last_look = self.now.timestamp()
         try:
             return None, self.with_unseen(look_at(self.claude, wanted, for_room=for_room))
-        except (anthropic.AnthropicError, httpx2.HTTPError) as error:
+        except (anthropic.AnthropicError, httpx2.HTTPError, ClaudeBatchError) as error:
             return f"The API could not be asked ({type(error).__name__}: {error}).", nothing
 
     def with_unseen(self, look: Look) -> Look:
@@ -280,6 +283,7 @@ class Tick:
             run_id: since for run_id, since in self.cursor.ended.items() if run_id not in ripe
         }
         self.cursor.land_at = None
+        self.cursor.landing_for = ripe
         self.cursor.landing = f"{self.landing_job}:{now:.3f}"
         config = {"ended_runs": ripe}
         return [
@@ -298,7 +302,11 @@ class Tick:
         if runs and not runs[0].is_finished:
             return True
         left = int(runs[0].tags.get(LEFT_TAG, "1")) if runs else 1
-        self.cursor.landing = None
+        if not runs or runs[0].status != dg.DagsterRunStatus.SUCCESS:
+            # What it was told of is told again, one grace later.
+            again = dict.fromkeys(self.cursor.landing_for, self._real_now().timestamp())
+            self.cursor.ended = {**again, **self.cursor.ended}
+        self.cursor.landing, self.cursor.landing_for = None, []
         if left:
             pause = timedelta(seconds=2 * self.claude.poll_interval_seconds)
             self.cursor.land_at = (self._real_now() + pause).timestamp()

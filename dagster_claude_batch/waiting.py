@@ -134,6 +134,7 @@ class Run:
         """Do what can be done now, and see to the rest; False if a held run will."""
         reason = self._why_in_the_run()
         self._say_at_work()
+        self.engine.before_giving_up = self._say_watching
         if reason is None:
             self.engine.before_sending = self._hold
         else:
@@ -147,9 +148,6 @@ class Run:
         else:
             self._announce_waiting_here()
             self._wait_here(waiting)
-        if self.engine.gave_up:
-            tags = {held_run.GAVE_UP_TAG: self.asset.claude_resource}
-            self.context.instance.add_run_tags(self.context.run.run_id, tags)
         return waiting is None or reason is not None
 
     def _give_up(self) -> None:
@@ -196,6 +194,11 @@ class Run:
     def _say_at_work(self) -> None:
         if held_run.SHORT_TAG in self.context.run.tags:
             held_run.mark(self.context.instance, self.context.run.run_id, None, "at work")
+
+    def _say_watching(self) -> None:
+        """Let the sensor see to it that second copies are looked for, whatever becomes of us."""
+        tags = {held_run.GAVE_UP_TAG: self.asset.claude_resource}
+        self.context.instance.add_run_tags(self.context.run.run_id, tags)
 
     def _say_settled(self) -> None:
         """Nothing is out any more, however the run ends."""

@@ -232,10 +232,10 @@ def row(
     connection: Connection, sql: str, parameters: Mapping[str, object] | None = None
 ) -> tuple[Any, ...]:
     """The one row of a query that always has one."""
-    found = connection.execute(sql, dict(parameters or {})).fetchone()
-    if found is None:
+    found = rows(connection, sql, parameters)  # all of it: an open result stops other work
+    if not found:
         raise LookupError(sql)
-    return found
+    return found[0]
 
 
 def values_of(batch: pa.RecordBatch, column: int) -> list[Any]:

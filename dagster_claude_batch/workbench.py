@@ -96,7 +96,9 @@ class Outstanding:
 
     def is_unwanted(self, chunk: Chunk) -> bool:
         """Whether a chunk's batch is to be cancelled: nobody waits for more of its answers."""
-        return chunk.is_copy or self.is_overdue or self.materialization.state == "cancelled"
+        is_ours = chunk.materialization_id == self.materialization.materialization_id
+        is_over = self.is_overdue or self.materialization.state == "cancelled"
+        return chunk.is_copy or (is_ours and is_over)
 
 
 @dataclass
@@ -104,8 +106,8 @@ class Workbench:
     """One asset's declaration, with all that is needed to work on it.
 
     ``slices_of`` tells which rows a partition key stands for; ``before_sending`` is called once,
-    after all checks and before anything is paid for. ``gave_up`` becomes true when something is
-    sent anew whose first batch, if there is one, may still appear.
+    after all checks and before anything is paid for; ``before_giving_up`` each time before
+    something is sent anew whose first batch, if there is one, may still appear.
     """
 
     declaration: Declaration
@@ -116,7 +118,7 @@ class Workbench:
     before_sending: Callable[[], None] = lambda: None
     log: logging.Logger = field(default=logging.getLogger(__name__))
     sleep: Callable[[float], None] = time.sleep
-    gave_up: bool = False
+    before_giving_up: Callable[[], None] = lambda: None
 
     def read(self, materializations: Sequence[Materialization]) -> list[Outstanding]:
         """How the materializations stand now, and what they have out."""
@@ -129,13 +131,32 @@ class Workbench:
             return [
                 Outstanding(
                     each,
-                    [c for c in out if c.materialization_id == each.materialization_id],
+                    [
+                        *(c for c in out if c.materialization_id == each.materialization_id),
+                        *self._out_elsewhere(connection, each),
+                    ],
                     self.is_overdue(each, now),
                 )
                 for each in found
             ]
 
         return self.warehouse.transact(work)
+
+    def _out_elsewhere(
+        self, connection: Connection, materialization: Materialization
+    ) -> list[Chunk]:
+        """What other materializations have out of the partitions of one that is open.
+
+        A run of several partitions was cancelled, and these are now materialized one by one.
+        """
+        if materialization.state != "open":
+            return []
+        asset = self.declaration.asset
+        found = chunks.out_elsewhere(connection, asset, materialization)
+        if not found:
+            return []
+        at = asset_of(connection, asset)
+        return chunks.holding_rows_of(connection, at, found, materialization)
 
     def deadline_of(self, materialization: Materialization) -> datetime | None:
         """When a materialization ends with what it has."""
@@ -175,11 +196,13 @@ class Workbench:
 
     def plan_anew(self, materialization: Materialization, chunk: Chunk) -> None:
         """Plan what is still to be asked of a planned chunk's rows, unless it has been sent."""
-        slices = self.slices_of(materialization.partitions)
+
+        def work(connection: Connection) -> None:
+            plan = self.plan(connection, materialization).of_owner(chunk)
+            replan(plan, chunk, self.slices_of(plan.materialization.partitions))
+
         try:
-            self.warehouse.transact(
-                lambda connection: replan(self.plan(connection, materialization), chunk, slices)
-            )
+            self.warehouse.transact(work)
         except LostChunkError:
             self.log.info("Another run has sent it meanwhile.")
 
@@ -235,10 +258,12 @@ def waiting_for(
     moments = [each.again_at for each in (doubts, *others)]
     moments += [_latest_look(submitted, bench.claude.now())]
     moments += [
-        None if each.is_overdue else bench.deadline_of(each.materialization) for each in work
+        bench.deadline_of(each.materialization)
+        for each in work
+        if each.is_open and not each.is_overdue
     ]
     return Waiting(
-        batch_ids=(*(chunk.batch_id for chunk in out if chunk.batch_id), *doubts.candidates),
+        batch_ids=tuple(dict.fromkeys((*_ids_of(out), *doubts.candidates))),
         requests=sum(chunk.requests for chunk in (*out, *doubtful)),
         unsent=len(planned),
         needs=planned[0].requests if planned else 0,
@@ -247,6 +272,10 @@ def waiting_for(
         send_after=sending.again_at,
         any_end=bool(doubts.candidates),
     )
+
+
+def _ids_of(out: Sequence[Chunk]) -> list[str]:
+    return [chunk.batch_id for chunk in out if chunk.batch_id]
 
 
 def _latest_look(submitted: Sequence[datetime], now: datetime) -> datetime | None:

@@ -123,7 +123,7 @@ def test_a_batch_that_somebody_deleted_is_given_up_where_others_can_be_seen(
     made.load([("tweets", f"t{n}", "x") for n in range(10)])
     run = made.start()
     made.end_batches()
-    made.claude.delete(made.claude.simulator.batches()[0].id)
+    made.claude.delete(made.claude.simulator.batches()[1].id)
 
     run.advance()
     assert made.chunk_states() == {"submitted": 1, "landed": 1}
@@ -178,4 +178,105 @@ def test_a_cancelled_refresh_asks_nothing_again_by_itself(tweets: Project) -> No
 
     assert again.advance() is None
     assert len(tweets.claude.simulator.batches()) == 2
+    assert len(tweets.answers()) == 10
+
+
+def test_a_deleted_batch_that_was_the_first_is_waited_for(project: Make) -> None:
+    """Only older ones prove that the credentials are still those of its workspace."""
+    made = project(chunk_size=5)
+    made.load([("tweets", f"t{n}", "x") for n in range(10)])
+    run = made.start()
+    made.end_batches()
+    made.claude.delete(made.claude.simulator.batches()[0].id)
+    made.claude.simulator.advance(timedelta(minutes=61))
+
+    waiting = run.advance()
+
+    assert waiting is not None
+    assert made.chunk_states() == {"submitted": 1, "landed": 1}
+    made.claude.simulator.advance(timedelta(days=29))
+    run.advance()
+    assert made.failures("DISTINCT _error_type") == ["results_expired"]
+
+
+def test_partitions_of_one_cancelled_run_are_each_answered_when_materialized_one_by_one(
+    project: Make,
+) -> None:
+    made = project()
+    made.load([(corpus, f"{corpus}{n}", "x") for corpus in ("tweets", "reviews") for n in range(5)])
+    together = made.start("tweets", "reviews")
+    together.engine.cancel(together.materializations[0])
+    made.claude.simulator.advance(timedelta(minutes=1))
+
+    tweets = made.start("tweets")
+    reviews = made.start("reviews")
+    assert reviews.waiting is not None
+    for _ in range(6):
+        made.end_batches()
+        tweets.advance()
+        reviews.advance()
+
+    assert (tweets.waiting, reviews.waiting) == (None, None)
+    assert made.failures() == []
+    assert len(made.answers()) == 10
+    assert len(made.claude.simulator.bill()) == 10
+
+
+def test_a_doubt_over_several_partitions_is_settled_for_each_of_them(project: Make) -> None:
+    made = project()
+    made.load([(corpus, f"{corpus}{n}", "x") for corpus in ("tweets", "reviews") for n in range(5)])
+    made.wire.lose_call(CREATE, httpx2.ReadError)
+    together = made.start("tweets", "reviews")
+    together.engine.cancel(together.materializations[0])
+
+    tweets = made.start("tweets")
+    reviews = made.start("reviews")
+    made.claude.simulator.advance(timedelta(minutes=16))
+    for _ in range(6):
+        tweets.advance()
+        reviews.advance()
+        made.end_batches()
+
+    assert (tweets.waiting, reviews.waiting) == (None, None)
+    assert made.failures() == []
+    assert len(made.answers()) == 10
+    assert len(made.claude.simulator.bill()) == 10
+
+
+def test_a_doubt_settled_for_a_cancelled_run_is_sent_anew_for_who_has_taken_it_over(
+    tweets: Project,
+) -> None:
+    tweets.wire.lose_call(CREATE, httpx2.ReadError)
+    first = tweets.start()
+    first.engine.cancel(first.materializations[0])
+    work = first.engine.read(first.materializations)
+    again = _launch_after_giving_up(tweets)
+    tweets.claude.simulator.advance(timedelta(minutes=16))
+
+    first.engine.reconcile(work)
+
+    again.advance()
+    tweets.end_batches()
+    assert again.advance() is None
+    assert len(tweets.answers()) == 10
+
+
+def test_half_a_chunk_that_was_taken_over_is_not_lost(tweets: Project) -> None:
+    first = tweets.engine()
+    materializations = first.attach(["tweets"], MaterializationConfig())
+    taken_over: list[RunOfTest] = []
+
+    def too_large(request: httpx2.Request) -> httpx2.Response:
+        del request
+        first.close(materializations[0])
+        taken_over.append(_launch_after_giving_up(tweets))
+        return httpx2.Response(413)
+
+    tweets.wire.faults.append((CREATE, too_large))
+    first.advance(materializations)
+    (again,) = taken_over
+    again.advance()
+    tweets.end_batches()
+
+    assert again.advance() is None
     assert len(tweets.answers()) == 10

@@ -239,3 +239,54 @@ def test_one_call_that_made_two_batches_is_seen(tweets: Project) -> None:
     assert tweets.sql("SELECT count(*) FROM claude_batch.requests_1 WHERE _outcome = 'answer'") == [
         (20,)
     ]
+
+
+def test_the_only_answer_to_a_row_that_changed_is_kept_if_it_is_a_second_copys(
+    tweets: Project,
+) -> None:
+    tweets.materialize()
+    for number in range(10):
+        tweets.change(f"t{number}", "changed")
+    tweets.wire.lose_answer(CREATE)
+    run = tweets.start()
+    tweets.wire.hidden = {tweets.claude.simulator.batches()[-1].id}
+    tweets.end_batches()
+    tweets.claude.simulator.advance(LONG_ENOUGH)
+    run.advance()
+    tweets.wire.hidden.clear()
+
+    run.advance()
+    tweets.end_batches()
+
+    assert run.advance() is None
+    assert len(tweets.answers()) == 10
+    assert tweets.failures() == []
+    assert tweets.materialize().rows == []
+
+
+def test_a_strangers_batch_that_was_taken_for_a_copy_is_let_go(tweets: Project) -> None:
+    tweets.wire.lose_call(CREATE, httpx2.ReadTimeout)
+    run = tweets.start()
+    tweets.claude.create(
+        [
+            {
+                "custom_id": f"somebody-{n}",
+                "params": {
+                    "model": "claude-haiku-5-5",
+                    "max_tokens": 10,
+                    "messages": [{"role": "user", "content": "Rate theirs please"}],
+                },
+            }
+            for n in range(10)
+        ]
+    )
+    tweets.wire.hidden = {tweets.claude.simulator.batches()[-1].id}
+    tweets.claude.simulator.advance(LONG_ENOUGH)
+    run.advance()
+    tweets.wire.hidden.clear()
+    run.advance()
+    tweets.end_batches()
+
+    assert run.advance() is None
+    assert tweets.chunk_states() == {"given_up": 1, "landed": 1}
+    assert len(tweets.answers()) == 10
