@@ -102,7 +102,8 @@ alone = [
     asked("joined"),
     asked("thrice"),
     asked("in_one_run", backfill_policy=dg.BackfillPolicy.single_run()),
-    asked("planning_long"),
+    # DuckDB ends a statement at a signal only where no other thread works on it.
+    asked("planning_long", duckdb_resource="duckdb_in_one_thread"),
     asked("locked_out"),
     asked("cut_short", chunk_size=10, claude_resource="claude_impatient"),
     asked("cut_in_doubt", chunk_size=10, claude_resource="claude_impatient"),
@@ -163,6 +164,9 @@ defs = dg.Definitions(
     ],
     resources={
         "duckdb": DuckDBResource(database=WAREHOUSE),
+        "duckdb_in_one_thread": DuckDBResource(
+            database=WAREHOUSE, connection_config={"threads": 1}
+        ),
         "io_manager": DuckDBPandasIOManager(database=WAREHOUSE, schema="main"),
         "claude_batch": claude(),
         "claude_impatient": claude(),
