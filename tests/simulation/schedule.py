@@ -42,6 +42,7 @@ class Outcome:
     trace: list[str]
     counts: Counter[str]
     crashed_at: Counter[tuple[str, str]]
+    visited: set[tuple[str, str]]
     arguments: str = ""
 
     @property
@@ -124,6 +125,7 @@ class Schedule(Outside):
         where = f"{process.runner.name} {at.site} {at.call} {at.moment}"
         if at.moment in {"sleep", "rest"}:
             return None
+        self.visited.add((at.site, at.moment))
         if self._crashes(at):
             self.say(f"{where}: CRASH")
             self.crashed_at[at.site, at.moment] += 1
@@ -302,7 +304,13 @@ def play(seed: int, *, crash_at: Collection[tuple[str, str]] | None = None) -> O
         world.close()
         shutil.rmtree(directory, ignore_errors=True)
     return Outcome(
-        seed, schedule.violations, schedule.trace, schedule.counts, schedule.crashed_at, arguments
+        seed,
+        schedule.violations,
+        schedule.trace,
+        counts,
+        schedule.crashed_at,
+        schedule.visited,
+        arguments,
     )
 
 
