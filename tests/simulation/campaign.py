@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 
+from simulation.boundaries import Place, places_of
 from simulation.oracle import INVARIANTS, Violation
 from simulation.schedule import Outcome, play
 
@@ -76,3 +77,16 @@ def first_violation(seeds: range, invariant: str) -> Outcome | None:
         if any(each.invariant == invariant for each in outcome.violations)
     )
     return next(itertools.islice(broken, 1), None)
+
+
+def seeds_that_reach(site: str, seeds: Iterable[int]) -> tuple[tuple[int, ...], set[Place]]:
+    """Seeds whose schedules crash at all moments of a site, and the moments none has come to."""
+    left, reached = set(places_of(site)), list[int]()
+    for seed in seeds:
+        if not left:
+            break
+        met = left & play(seed, crash_at=sorted(left)).crashed_at.keys()
+        if met:
+            reached.append(seed)
+            left -= met
+    return tuple(reached), left

@@ -131,19 +131,28 @@ class Schedule(Outside):
             self.crashed_at[at.site, at.moment] += 1
             self.counts["crashes"] += 1
             return "crash"
-        may_fail = at.call != "transact" and at.moment == "before" and not self.is_calm
-        if may_fail and self.random.random() < self.circumstances.fault:
-            fault = faults.draw(
-                self.random,
-                at.call,
-                max_delay=self._time_left(process),
-                strays=self.circumstances.strays,
-            )
-            self.say(f"{where}: {fault.kind}")
-            self.counts[f"fault: {fault.kind}"] += 1
-            return fault
-        self.say(where)
-        return None
+        fault = self._fault(process, at)
+        if fault is None:
+            self.say(where)
+            return None
+        self.say(f"{where}: {fault.kind}")
+        self.counts[f"fault: {fault.kind}"] += 1
+        return fault
+
+    def _fault(self, process: Process, at: Boundary) -> faults.Fault | None:
+        """What befalls a call that is about to be made; a create more often than others."""
+        if at.call == "transact" or at.moment != "before" or self.is_calm:
+            return None
+        chance = self.circumstances.fault * (2 if at.call == "create" else 1)
+        if self.random.random() >= chance:
+            return None
+        return faults.draw(
+            self.random,
+            at.call,
+            max_delay=self._time_left(process),
+            strays=self.circumstances.strays,
+            favourite=self.circumstances.favourite,
+        )
 
     def _crashes(self, at: Boundary) -> bool:
         if (at.site, at.moment) in self.crash_at:
