@@ -21,7 +21,10 @@ ENOUGH_SEEDS = 16
 AT_ONCE = 12
 """Crashes in one schedule that are not drawn; more would leave little of it."""
 
-DIRECTED: dict[str, tuple[int, ...]] = {}
+DIRECTED: dict[str, tuple[int, ...]] = {
+    "sending.Sender._split:transact": (1,),
+    "sending.Sender._unsend:transact": (2,),
+}
 """Seeds in whose unkind worlds rare places are come to (``python -m simulation --reach SITE``)."""
 
 
