@@ -56,7 +56,7 @@ FAVOURITES: Final = (
     "create delivered twice",
     "create long delayed",
     "call delayed",
-    "answer lost",
+    "call lost (Connect",
 )
 
 _HASTY: Final = frozenset({"terminate", "interrupt", "delete batch", "cancel batch", "settle"})
