@@ -4,7 +4,7 @@ import argparse
 import sys
 import time
 
-from simulation.campaign import Figures, complaint, first_violation, play_all, seeds_that_reach
+from simulation.campaign import Figures, complaint, first_violation, play_all, seed_that_reaches
 from simulation.oracle import INVARIANTS
 from simulation.schedule import play
 
@@ -16,9 +16,9 @@ def main() -> int:
     first, _, last = options.seeds.partition("-")
     seeds = range(int(first), int(last or first) + 1)
     if options.reach is not None:
-        reached, left = seeds_that_reach(options.reach, seeds)
-        print(f'"{options.reach}": {reached},', "not reached:" if left else "", *sorted(left))
-        return len(left)
+        seed = seed_that_reaches(options.reach, seeds)
+        print(f'"{options.reach}": {seed},')
+        return seed is None
     if options.until is not None:
         outcome = first_violation(seeds, options.until)
         print(outcome.seed if outcome else "none")
@@ -33,7 +33,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, help="one seed only")
     parser.add_argument("--crash-at", help="places of crashes, as a failed test names them")
     parser.add_argument("--trace", action="store_true", help="print each step of it")
-    parser.add_argument("--reach", metavar="SITE", help="print seeds that come to a place of I/O")
+    parser.add_argument("--reach", metavar="SITE", help="print a seed that comes to a place of I/O")
     parser.add_argument(
         "--until",
         choices=sorted(INVARIANTS),

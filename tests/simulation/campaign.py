@@ -2,7 +2,7 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 
@@ -79,14 +79,18 @@ def first_violation(seeds: range, invariant: str) -> Outcome | None:
     return next(itertools.islice(broken, 1), None)
 
 
-def seeds_that_reach(site: str, seeds: Iterable[int]) -> tuple[tuple[int, ...], set[Place]]:
-    """Seeds whose schedules crash at all moments of a site, and the moments none has come to."""
-    left, reached = set(places_of(site)), list[int]()
-    for seed in seeds:
-        if not left:
-            break
-        met = left & play(seed, crash_at=sorted(left)).crashed_at.keys()
-        if met:
-            reached.append(seed)
-            left -= met
-    return tuple(reached), left
+def crash_at_each(site: str, seed: int, *, but: Collection[Place] = ()) -> Iterator[Outcome]:
+    """Crash at one moment of a site after the other, as long as the seed comes to any."""
+    left = set(places_of(site)).difference(but)
+    while left:
+        outcome = play(seed, crash_at=sorted(left))
+        yield outcome
+        if left.isdisjoint(outcome.crashed_at):
+            return
+        left -= outcome.crashed_at.keys()
+
+
+def seed_that_reaches(site: str, seeds: Iterable[int]) -> int | None:
+    """The first seed whose unkind world comes to all moments of a site."""
+    wanted = set(places_of(site))
+    return next((seed for seed in seeds if wanted <= play(seed, crash_at=()).visited), None)

@@ -12,7 +12,7 @@ from simulation.boundaries import (
     places_of,
     sites_of,
 )
-from simulation.campaign import complaint
+from simulation.campaign import complaint, crash_at_each
 from simulation.schedule import Outcome, play
 
 ENOUGH_SEEDS = 16
@@ -21,20 +21,33 @@ ENOUGH_SEEDS = 16
 AT_ONCE = 12
 """Crashes in one schedule that are not drawn; more would leave little of it."""
 
-DIRECTED: dict[str, tuple[int, ...]] = {
-    "sending.Sender._split:transact": (1,),
-    "sending.Sender._unsend:transact": (2,),
+DIRECTED = {
+    "sending.Sender._split:transact": 1,
+    "sending.Sender._unsend:transact": 2,
+    "advance.Engine._adopt:transact": 4,
+    "reconciling.record_late:transact": 4,
+    "reconciling.Reconciler.watch:transact#2": 4,
+    "sending.Sender._is_still_ours:transact": 6,
+    "advance.Engine._refuse_to_go_on_halted:transact": 9,
+    "workbench.Workbench.plan_anew:transact": 9,
+    "collecting.Collector._drop_what_it_answered:transact": 10,
+    "reconciling.Reconciler._record_copies:transact": 10,
+    "reconciling.record:transact#2": 22,
+    "collecting.Collector._sees_others:transact": 28,
+    "collecting.Collector._sees_others:list": 28,
+    "results._is_gone:retrieve": 28,
+    "collecting.Collector.cancel:cancel": 33,
 }
-"""Seeds in whose unkind worlds rare places are come to (``python -m simulation --reach SITE``)."""
+"""Rare places, and seeds in whose unkind worlds they are come to."""
 
 
 @pytest.fixture(scope="module")
 def crashes() -> list[Outcome]:
     """Schedules that crash at every place."""
-    directed = [
-        play(seed, crash_at=places_of(site)) for site, seeds in DIRECTED.items() for seed in seeds
-    ]
-    return [*directed, *_crash_at_the_others(_places() - _crashed(directed))]
+    outcomes = list[Outcome]()
+    for site, seed in DIRECTED.items():
+        outcomes += crash_at_each(site, seed, but=_crashed(outcomes))
+    return [*outcomes, *_crash_at_the_others(_places() - _crashed(outcomes))]
 
 
 def _crash_at_the_others(left: set[Place]) -> Iterator[Outcome]:
