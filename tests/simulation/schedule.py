@@ -23,6 +23,9 @@ from simulation.world import PARTITIONS, TIMEOUT_SECONDS, World
 WATCHED: Final = timedelta(hours=24)
 """So long after it strayed in a second copy is sure to be looked for."""
 
+TURNS: Final = 5_000
+"""Steps of processes after which all of them must have ended."""
+
 WAKE_UPS_TO_REST: Final = 40
 """Wake-ups after which everything must have come to rest."""
 
@@ -64,8 +67,13 @@ class Schedule(Outside):
         self.world.load()
         self._launch()
         happened = 0
-        while happened < self.circumstances.length or self.live:
+        for _ in range(TURNS):
+            if happened >= self.circumstances.length and not self.live:
+                break
             happened += self._turn()
+        else:
+            self.violations.append(Violation("f", "a run never ends"))
+            return
         self.say("--- calm")
         self.rest()
 
@@ -242,7 +250,7 @@ class Schedule(Outside):
         self.violations.append(Violation("f", "the last materialization never ends"))
 
     def _finish_live(self) -> None:
-        for _ in range(5_000):
+        for _ in range(TURNS):
             if not self.live:
                 return
             self._turn()
