@@ -4,7 +4,7 @@ import argparse
 import sys
 import time
 
-from simulation.campaign import Figures, complaint, first_violation, play_all
+from simulation.campaign import Figures, complaint, first_violation, play_all, seed_that_reaches
 from simulation.oracle import INVARIANTS
 from simulation.schedule import play
 
@@ -15,6 +15,10 @@ def main() -> int:
         return _one(options.seed, options.crash_at, trace=options.trace)
     first, _, last = options.seeds.partition("-")
     seeds = range(int(first), int(last or first) + 1)
+    if options.reach is not None:
+        seed = seed_that_reaches(options.reach, seeds)
+        print(f'"{options.reach}": {seed},')
+        return seed is None
     if options.until is not None:
         outcome = first_violation(seeds, options.until)
         print(outcome.seed if outcome else "none")
@@ -29,6 +33,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, help="one seed only")
     parser.add_argument("--crash-at", help="places of crashes, as a failed test names them")
     parser.add_argument("--trace", action="store_true", help="print each step of it")
+    parser.add_argument("--reach", metavar="SITE", help="print a seed that comes to a place of I/O")
     parser.add_argument(
         "--until",
         choices=sorted(INVARIANTS),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import FrameType
-from typing import Final
+from typing import Final, TypeAlias
 
 import dagster_claude_batch
 
@@ -37,6 +37,10 @@ NOT_THE_ENGINE: Final = {
     "warehouse": "the definition of `transact`",
 }
 """Modules and sites that no schedule crashes at, and why that is no loss."""
+
+
+Place: TypeAlias = tuple[str, str]
+"""A site and a moment."""
 
 
 @dataclass(frozen=True, order=True)
@@ -95,18 +99,33 @@ def engine_sites() -> list[str]:
     return [name for name in names if name not in NOT_THE_ENGINE]
 
 
+def places_of(site: str) -> list[Place]:
+    """The moments of a site at which a process can end: within it only a transaction has one."""
+    moments = ("before", "commit", "after") if ":transact" in site else ("before", "after")
+    return [(site, moment) for moment in moments]
+
+
 def site_here() -> str:
     """The engine's call that led here, innermost first."""
     frame = inspect.currentframe()
     while frame is not None:
         module = _module_of(frame)
-        if module is not None:
-            line = frame.f_lineno
-            around = [s for s in sites_of(module) if s.first_line <= line <= s.last_line]
-            if around:
-                return max(around, key=lambda site: site.first_line).name
+        found = _site_of(frame, module) if module is not None else None
+        if found is not None:
+            return found
         frame = frame.f_back
     return "nowhere"
+
+
+def _site_of(frame: FrameType, module: str) -> str | None:
+    """The call that a frame executes, or whose pages it is reading."""
+    line, begin = frame.f_lineno, frame.f_code.co_firstlineno
+    around = [s for s in sites_of(module) if s.first_line <= line <= s.last_line]
+    if around:
+        return max(around, key=lambda site: site.first_line).name
+    # What `list` gives is fetched when it is read, which is below the call.
+    lazy = [s for s in sites_of(module) if ":list" in s.name and begin < s.first_line < line]
+    return max(lazy, key=lambda site: site.first_line).name if lazy else None
 
 
 @cache

@@ -37,7 +37,7 @@ BUGS: Final = (
         "due",
         "f._attempt + 1 AS attempt",
         "f._attempt AS attempt",
-        30,
+        20,
     ),
     Bug(
         "the SDK may repeat a create",
@@ -45,7 +45,7 @@ BUGS: Final = (
         "resource",
         '"max_retries": 0,',
         '"max_retries": 2,',
-        60,
+        30,
     ),
     Bug(
         "a chunk in doubt is given up at once",
@@ -53,23 +53,23 @@ BUGS: Final = (
         "doubt",
         "return Unsettled(settled) if now < settled else NotFound()",
         "return NotFound()",
-        60,
+        100,
     ),
     Bug(
         "rows that are out are planned again",
         "b",
         "due",
-        "AND state IN (SELECT unnest($out)) AND NOT is_copy)",
-        "AND state IN (SELECT unnest($out)) AND false)",
-        60,
+        "AND list_contains($out, state) AND NOT is_copy)",
+        "AND list_contains($out, state) AND false)",
+        150,
     ),
     Bug(
         "answers that departed are not given back",
         "b",
         "due",
-        "if not plan.materialization.config.refresh:",
-        "if plan.materialization.config.refresh:",
-        100,
+        "_let_rows_depart(plan)\n    if not plan.materialization.config.refresh:",
+        "_let_rows_depart(plan)\n    if plan.materialization.config.refresh:",
+        150,
     ),
     Bug(
         "the first answer of a chunk is not written",
@@ -77,15 +77,15 @@ BUGS: Final = (
         "landing",
         "FROM {_LANDED} WHERE _error_type IS NULL) AS l",
         "FROM {_LANDED} WHERE _error_type IS NULL AND _ordinal > 0) AS l",
-        20,
+        10,
     ),
     Bug(
         "an answered batch is not recorded",
         "c",
         "doubt",
-        "return None if first is None else nonce_in(first.custom_id) == chunk.nonce",
+        "return head.proof()",
         "return False",
-        100,
+        150,
     ),
     Bug(
         "failures of rows that have left stay",
@@ -93,7 +93,7 @@ BUGS: Final = (
         "due",
         'f"DELETE FROM {plan.declaration.failures.sql} AS here WHERE {gone}", plan.scope',
         'f"DELETE FROM {plan.declaration.failures.sql} AS here WHERE {gone} AND false", plan.scope',
-        100,
+        40,
     ),
     Bug(
         "a failure does not leave when its row is answered",
@@ -101,7 +101,7 @@ BUGS: Final = (
         "landing",
         "for table in (declaration.answers.sql, declaration.failures.sql):",
         "for table in (declaration.answers.sql,):",
-        60,
+        20,
     ),
     Bug(
         "earlier attempts are not added up",
@@ -109,7 +109,7 @@ BUGS: Final = (
         "landing",
         "if chunk.attempt == 1 and not chunk.is_copy:",
         "if chunk.attempt >= 1:  # all",
-        60,
+        50,
     ),
     Bug(
         "a materialization never ends",
@@ -119,7 +119,7 @@ BUGS: Final = (
         '        "RETURNING materialization_id"',
         "\"WHERE materialization_id = $materialization_id AND state = 'closed' \"\n"
         '        "RETURNING materialization_id"',
-        10,
+        40,
     ),
     Bug(
         "a run dies of another one's being faster",
@@ -127,7 +127,7 @@ BUGS: Final = (
         "sending",
         "        except LostChunkError:\n            return None  # another run",
         "        except ZeroDivisionError:\n            return None  # another run",
-        100,
+        40,
     ),
 )
 

@@ -2,10 +2,11 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 
+from simulation.boundaries import Place, places_of
 from simulation.oracle import INVARIANTS, Violation
 from simulation.schedule import Outcome, play
 
@@ -76,3 +77,20 @@ def first_violation(seeds: range, invariant: str) -> Outcome | None:
         if any(each.invariant == invariant for each in outcome.violations)
     )
     return next(itertools.islice(broken, 1), None)
+
+
+def crash_at_each(site: str, seed: int, *, but: Collection[Place] = ()) -> Iterator[Outcome]:
+    """Crash at one moment of a site after the other, as long as the seed comes to any."""
+    left = set(places_of(site)).difference(but)
+    while left:
+        outcome = play(seed, crash_at=sorted(left))
+        yield outcome
+        if left.isdisjoint(outcome.crashed_at):
+            return
+        left -= outcome.crashed_at.keys()
+
+
+def seed_that_reaches(site: str, seeds: Iterable[int]) -> int | None:
+    """The first seed whose unkind world comes to all moments of a site."""
+    wanted = set(places_of(site))
+    return next((seed for seed in seeds if wanted <= play(seed, crash_at=()).visited), None)

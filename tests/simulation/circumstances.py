@@ -45,6 +45,21 @@ class Circumstances:
     event: float
     length: int
     events: frozenset[str]
+    favourite: str = ""
+    """What befalls a call wherever it can, if anything does: how the name of a fault begins."""
+
+
+FAVOURITES: Final = (
+    "",
+    "answered 413",
+    "answered 429",
+    "create delivered twice",
+    "create long delayed",
+    "call delayed",
+    "call lost (Connect",
+)
+
+_HASTY: Final = frozenset({"terminate", "interrupt", "delete batch", "cancel batch", "settle"})
 
 
 def circumstances_of(seed: int) -> Circumstances:
@@ -70,16 +85,22 @@ def circumstances_of(seed: int) -> Circumstances:
 
 
 def unkind(circumstances: Circumstances, seed: int) -> Circumstances:
-    """The same world with all that is rare, but with no crashes of its own."""
+    """The same world with what is rare, of which each seed has other things often; no crashes."""
+    favourite = FAVOURITES[seed % len(FAVOURITES)]
+    is_hasty = seed % 3 == 1
+    everything = frozenset(EVENTS) - {"day", "month"}
     return replace(
         circumstances,
+        rows=6 + seed % 5,
         crash=0.0,
         fault=0.3,
         switch=0.3,
-        event=0.1,
+        event=0.15 if is_hasty else 0.1,
         length=14,
         bad_share=0.5,
-        strays=seed % 2 == 0,
+        hides=seed % 2 == 0,
+        strays=favourite.startswith("create"),
         max_wait_hours=None,
-        events=frozenset(EVENTS) - {"day", "month"},
+        events=_HASTY | {"launch", "wake", "end batches", "hours"} if is_hasty else everything,
+        favourite=favourite,
     )

@@ -160,8 +160,25 @@ _HALTS: Final = (
 )
 
 
-def draw(random: Random, call: str, *, max_delay: float, strays: bool) -> Fault:
-    """A fault that an exchange of this kind can meet; ``strays`` break the engine's assumptions."""
+_DRAWS: Final = 100
+"""So often is drawn before a favourite is taken for one that such a call cannot meet."""
+
+
+def draw(
+    random: Random, call: str, *, max_delay: float, strays: bool, favourite: str = ""
+) -> Fault:
+    """A fault that an exchange of this kind can meet; ``strays`` break the engine's assumptions.
+
+    ``favourite``: it is one whose name begins so, if this call can meet such a one.
+    """
+    drawn = [_draw(random, call, max_delay=max_delay, strays=strays)]
+    while not drawn[-1].kind.startswith(favourite) and len(drawn) < _DRAWS:
+        drawn.append(_draw(random, call, max_delay=max_delay, strays=strays))
+    is_met = drawn[-1].kind.startswith(favourite)
+    return drawn[-1] if is_met else drawn[0]
+
+
+def _draw(random: Random, call: str, *, max_delay: float, strays: bool) -> Fault:
     makers: list[Callable[[], Fault]] = [
         lambda: _lost_call(random),
         lambda: _lost_answer(random),

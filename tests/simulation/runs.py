@@ -66,6 +66,7 @@ class Runs:
     trace: list[str] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     crashed_at: Counter[tuple[str, str]] = field(default_factory=Counter)
+    visited: set[tuple[str, str]] = field(default_factory=set)
     violations: list[Violation] = field(default_factory=list)
     live: list[Process] = field(default_factory=list)
     held: list[Held] = field(default_factory=list)

@@ -23,6 +23,9 @@ from simulation.world import PARTITIONS, TIMEOUT_SECONDS, World
 WATCHED: Final = timedelta(hours=24)
 """So long after it strayed in a second copy is sure to be looked for."""
 
+TURNS: Final = 5_000
+"""Steps of processes after which all of them must have ended."""
+
 WAKE_UPS_TO_REST: Final = 40
 """Wake-ups after which everything must have come to rest."""
 
@@ -42,6 +45,7 @@ class Outcome:
     trace: list[str]
     counts: Counter[str]
     crashed_at: Counter[tuple[str, str]]
+    visited: set[tuple[str, str]]
     arguments: str = ""
 
     @property
@@ -63,8 +67,13 @@ class Schedule(Outside):
         self.world.load()
         self._launch()
         happened = 0
-        while happened < self.circumstances.length or self.live:
+        for _ in range(TURNS):
+            if happened >= self.circumstances.length and not self.live:
+                break
             happened += self._turn()
+        else:
+            self.violations.append(Violation("f", "a run never ends"))
+            return
         self.say("--- calm")
         self.rest()
 
@@ -124,24 +133,34 @@ class Schedule(Outside):
         where = f"{process.runner.name} {at.site} {at.call} {at.moment}"
         if at.moment in {"sleep", "rest"}:
             return None
+        self.visited.add((at.site, at.moment))
         if self._crashes(at):
             self.say(f"{where}: CRASH")
             self.crashed_at[at.site, at.moment] += 1
             self.counts["crashes"] += 1
             return "crash"
-        may_fail = at.call != "transact" and at.moment == "before" and not self.is_calm
-        if may_fail and self.random.random() < self.circumstances.fault:
-            fault = faults.draw(
-                self.random,
-                at.call,
-                max_delay=self._time_left(process),
-                strays=self.circumstances.strays,
-            )
-            self.say(f"{where}: {fault.kind}")
-            self.counts[f"fault: {fault.kind}"] += 1
-            return fault
-        self.say(where)
-        return None
+        fault = self._fault(process, at)
+        if fault is None:
+            self.say(where)
+            return None
+        self.say(f"{where}: {fault.kind}")
+        self.counts[f"fault: {fault.kind}"] += 1
+        return fault
+
+    def _fault(self, process: Process, at: Boundary) -> faults.Fault | None:
+        """What befalls a call that is about to be made; a create more often than others."""
+        if at.call == "transact" or at.moment != "before" or self.is_calm:
+            return None
+        chance = self.circumstances.fault * (2 if at.call == "create" else 1)
+        if self.random.random() >= chance:
+            return None
+        return faults.draw(
+            self.random,
+            at.call,
+            max_delay=self._time_left(process),
+            strays=self.circumstances.strays,
+            favourite=self.circumstances.favourite,
+        )
 
     def _crashes(self, at: Boundary) -> bool:
         if (at.site, at.moment) in self.crash_at:
@@ -231,7 +250,7 @@ class Schedule(Outside):
         self.violations.append(Violation("f", "the last materialization never ends"))
 
     def _finish_live(self) -> None:
-        for _ in range(5_000):
+        for _ in range(TURNS):
             if not self.live:
                 return
             self._turn()
@@ -302,7 +321,13 @@ def play(seed: int, *, crash_at: Collection[tuple[str, str]] | None = None) -> O
         world.close()
         shutil.rmtree(directory, ignore_errors=True)
     return Outcome(
-        seed, schedule.violations, schedule.trace, schedule.counts, schedule.crashed_at, arguments
+        seed,
+        schedule.violations,
+        schedule.trace,
+        counts,
+        schedule.crashed_at,
+        schedule.visited,
+        arguments,
     )
 
 

@@ -5,24 +5,30 @@ import signal
 
 import pytest
 
-from simulation.killed import play
+from simulation.killed import Killings, play
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="SIGKILL is a POSIX signal")
 
-
-@pytest.mark.parametrize("seed", range(3))
-def test_a_killed_process_breaks_no_promise(seed: int) -> None:
-    killings = play(seed)
-
-    assert not killings.violations, f"{killings} (simulation.killed.play({seed}))"
+IN_CI = (0, 1)
 
 
-def test_processes_really_are_killed() -> None:
-    assert -signal.SIGKILL in play(1).exits
+@pytest.fixture(scope="module")
+def killings() -> list[Killings]:
+    return [play(seed) for seed in IN_CI]
+
+
+def test_no_killed_process_breaks_a_promise(killings: list[Killings]) -> None:
+    broken = [f"{each} (simulation.killed.play({each.seed}))" for each in killings]
+
+    assert not any(each.violations for each in killings), "\n".join(broken)
+
+
+def test_processes_really_are_killed(killings: list[Killings]) -> None:
+    assert any(-signal.SIGKILL in each.exits for each in killings)
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("seed", range(3, 40))
+@pytest.mark.parametrize("seed", range(2, 40))
 def test_no_killed_process_of_many_breaks_a_promise(seed: int) -> None:
     killings = play(seed, processes=3)
 
