@@ -167,7 +167,7 @@ def mark_sending(
     """``planned → sending``, before the POST.
 
     Raises:
-        LostChunkError: The chunk is not planned any more.
+        LostChunkError: The chunk is not planned any more, or has been split since.
     """
     _move(
         connection,
@@ -175,7 +175,9 @@ def mark_sending(
         "planned",
         "UPDATE claude_batch.chunks SET state = 'sending', nonce = $nonce, "
         "body_sha256 = $body_sha256, bytes = $size, run_id = $run_id, sending_at = $now "
-        "WHERE chunk_id = $chunk_id AND state = 'planned' RETURNING chunk_id",
+        "WHERE chunk_id = $chunk_id AND state = 'planned' AND requests = $requests "
+        "RETURNING chunk_id",
+        requests=chunk.requests,
         nonce=nonce,
         body_sha256=body_sha256,
         size=size,

@@ -73,7 +73,7 @@ def settled_at(claude: ClaudeBatchResource, chunk: Chunk) -> datetime:
 def reconcile(
     claude: ClaudeBatchResource,
     chunk: Chunk,
-    strangers: Iterable[MessageBatch],
+    strangers: Sequence[MessageBatch],
     now: datetime,
 ) -> Verdict:
     """Look for the batch of a chunk whose sending is in doubt, among those the ledger lacks.
@@ -103,7 +103,7 @@ def _looked_at_again(candidates: Sequence[MessageBatch], now: datetime) -> datet
 
 
 def appeared(
-    claude: ClaudeBatchResource, chunk: Chunk, strangers: Iterable[MessageBatch], now: datetime
+    claude: ClaudeBatchResource, chunk: Chunk, strangers: Sequence[MessageBatch], now: datetime
 ) -> MessageBatch | None:
     """Look for the batch of a chunk that was given up: a second copy of what was sent since.
 
@@ -122,15 +122,17 @@ def appeared(
 
 
 def candidates_for(
-    chunk: Chunk, strangers: Iterable[MessageBatch], *, before: datetime
+    chunk: Chunk, strangers: Sequence[MessageBatch], *, before: datetime
 ) -> list[MessageBatch]:
-    """Batches that may be this chunk's, oldest first: of its size, and not older than it."""
+    """Batches that may be this chunk's, oldest first: of its size, and not older than it.
+
+    ``strangers`` come as the API lists them, newest first.
+    """
     if chunk.sending_at is None:
         return []
     after = chunk.sending_at - CLOCK_SKEW
     found = [b for b in strangers if size_of(b) == chunk.requests]
-    around = [b for b in found if after <= b.created_at <= before]
-    return sorted(around, key=lambda batch: batch.created_at)
+    return [b for b in reversed(found) if after <= b.created_at <= before]
 
 
 def shown_since(claude: ClaudeBatchResource, chunks: Iterable[Chunk]) -> list[MessageBatch]:

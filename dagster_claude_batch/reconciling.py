@@ -39,10 +39,10 @@ class Reconciler:
         """Find out about every chunk whose sending is in doubt."""
         findings = Findings()
         doubtful = [(each, chunk) for each in work for chunk in each.in_state("sending")]
+        now = self.bench.claude.now()  # before the API is asked: it says nothing of later
         strangers = self._strangers([chunk for _, chunk in doubtful], findings)
         if strangers is not None:
             for each, chunk in doubtful:
-                now = self.bench.claude.now()
                 verdict = reconcile(self.bench.claude, chunk, strangers, now)
                 self._act(each, chunk, verdict, findings)
         return findings
@@ -110,9 +110,10 @@ class Reconciler:
         """
         findings = Findings()
         watched = self.bench.warehouse.transact(self.watched)
+        now = self.bench.claude.now()
         strangers = self._strangers(watched, findings) or []
         for chunk in watched:
-            found = appeared(self.bench.claude, chunk, strangers, self.bench.claude.now())
+            found = appeared(self.bench.claude, chunk, strangers, now)
             if found is not None:
                 strangers.remove(found)
                 record_late(self.bench, chunk, found)

@@ -35,8 +35,8 @@ BUGS: Final = (
         "a retry does not count as another attempt",
         "a",
         "due",
-        "f._attempt + 1 AS attempt",
-        "f._attempt AS attempt",
+        "THEN 0 ELSE 1 END AS attempt",
+        "THEN 0 ELSE 0 END AS attempt",
         20,
     ),
     Bug(
