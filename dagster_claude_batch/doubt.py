@@ -80,7 +80,8 @@ def reconcile(
 
     Candidates were created around the sending, are unknown to the ledger and have the chunk's
     number of requests. One that has ended proves itself by the nonce in its custom ids; one
-    still running is waited for.
+    still running is waited for. Nothing is concluded before each has spoken, and before all that
+    there can be must show.
     """
     settled = settled_at(claude, chunk)
     candidates = candidates_for(chunk, strangers, before=settled)
@@ -89,10 +90,10 @@ def reconcile(
     if open_:
         # Also beside a proven one: one call may have made two batches, and this be the other.
         return Unsettled(_looked_at_again(open_, now), tuple(batch.id for batch in open_))
+    if now < settled:
+        return Unsettled(settled)  # until then, another one may not show yet
     proven = [batch for batch in candidates if proofs[batch.id]]
-    if proven:
-        return Found(proven[0], tuple(proven[1:]))
-    return Unsettled(settled) if now < settled else NotFound()
+    return Found(proven[0], tuple(proven[1:])) if proven else NotFound()
 
 
 def _looked_at_again(candidates: Sequence[MessageBatch], now: datetime) -> datetime:

@@ -48,11 +48,18 @@ def test_a_batch_that_may_be_ours_is_waited_for_while_it_runs(tweets: Project) -
     assert tweets.chunk_states() == {"sending": 1}
 
 
-def test_a_batch_that_has_ended_is_adopted_before_the_doubt_has_settled(tweets: Project) -> None:
+def test_nothing_is_concluded_before_all_that_there_can_be_must_show(tweets: Project) -> None:
     tweets.wire.lose_answer(CREATE)
     run = tweets.start()
     tweets.end_batches()
 
+    waiting = run.advance()
+
+    assert tweets.chunk_states() == {"sending": 1}
+    assert waiting is not None
+    assert waiting.not_before is not None
+    assert waiting.not_before - tweets.claude.now() < timedelta(minutes=16)
+    tweets.claude.simulator.advance(LONG_ENOUGH)
     assert run.advance() is None
     assert tweets.wire.posts() == 1
     assert len(tweets.answers()) == 10
@@ -230,6 +237,7 @@ def test_one_call_that_made_two_batches_is_seen(tweets: Project) -> None:
 
     tweets.wire.faults.append((CREATE, twice))
     run = tweets.start()
+    tweets.claude.simulator.advance(LONG_ENOUGH)
     tweets.end_batches()
 
     assert run.advance() is None
