@@ -298,3 +298,31 @@ def test_a_strangers_batch_that_was_taken_for_a_copy_is_let_go(tweets: Project) 
     assert run.advance() is None
     assert tweets.chunk_states() == {"given_up": 1, "landed": 1}
     assert len(tweets.answers()) == 10
+
+
+def test_an_answer_that_names_another_batch_than_the_one_found_meanwhile_is_recorded_too(
+    tweets: Project,
+) -> None:
+    other = tweets.engine()
+
+    def twice(request: httpx2.Request) -> httpx2.Response:
+        body = request.read()
+        again = httpx2.Request(request.method, request.url, headers=request.headers, content=body)
+        tweets.wire.transport.handle_request(again).read()
+        tweets.claude.simulator.advance(LONG_ENOUGH)
+        tweets.end_batches()
+        other.advance(other.attach(["tweets"], CONFIG))
+        return tweets.wire.transport.handle_request(request)
+
+    tweets.wire.faults.append((CREATE, twice))
+    tweets.start()
+
+    found, late = (batch.id for batch in tweets.claude.simulator.batches())
+    assert tweets.sql("SELECT batch_id, is_copy FROM claude_batch.chunks") == [
+        (found, False),
+        (late, True),
+    ]
+    tweets.end_batches()
+    assert tweets.materialize().rows == []
+    assert tweets.chunk_states() == {"landed": 2}
+    assert len(tweets.answers()) == 10

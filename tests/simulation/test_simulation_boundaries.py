@@ -31,10 +31,9 @@ DIRECTED = {
     "workbench.Workbench.plan_anew:transact": 9,
     "collecting.Collector._drop_what_it_answered:transact": 10,
     "reconciling.Reconciler._record_copies:transact": 10,
-    "reconciling.record:transact#2": 22,
+    "reconciling.record:transact#2": 33,
     "collecting.Collector._sees_older:transact": 0,
-    "results._is_gone:retrieve": 28,
-    "collecting.Collector.cancel:cancel": 33,
+    "collecting.Collector.cancel:cancel": 11,
 }
 """Rare places, and seeds in whose unkind worlds they are come to."""
 
