@@ -1,0 +1,89 @@
+"""What goes wrong on the first day says so: credentials, proxies, uploads that take too long."""
+
+import json
+from collections.abc import Callable
+from datetime import timedelta
+
+import httpx2
+import pytest
+from kit import Project, WiredClaude
+
+from dagster_claude_batch.errors import NoCredentialsError
+
+Make = Callable[..., Project]
+CREATE = "POST /v1/messages/batches"
+MODEL = "GET /v1/models/claude-haiku-5-5"
+
+
+class _WithoutKey(WiredClaude):
+    def _credential(self) -> str | None:
+        return None
+
+
+def test_missing_credentials_are_an_error_that_says_where_to_put_them(
+    tweets: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "ANTHROPIC_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tweets.directory))
+    tweets.claude = _WithoutKey(path=tweets.claude.path)
+
+    with pytest.raises(NoCredentialsError, match="ANTHROPIC_API_KEY"):
+        tweets.start()
+
+    assert tweets.wire.posts() == 0
+
+
+def test_a_page_of_a_proxy_instead_of_the_model_stops_nothing(tweets: Project) -> None:
+    page = httpx2.Response(200, text="<html>Sign in</html>")
+    tweets.wire.faults.append((MODEL, lambda _: page))
+
+    assert len(tweets.materialize().rows) == 10
+
+
+def test_an_upload_that_takes_too_long_is_a_doubt(project: Make) -> None:
+    made = project(claude={"timeout_seconds": 1e-9})
+    made.load([("tweets", "t1", "x")])
+
+    made.start()
+
+    assert made.chunk_states() == {"sending": 1}
+    assert made.claude.simulator.batches() == []
+
+
+def test_results_without_an_address_are_waited_for_until_they_are_archived(
+    tweets: Project,
+) -> None:
+    run = tweets.start()
+    (batch,) = tweets.claude.simulator.batches()
+    tweets.end_batches()
+
+    def without_address(body: bytes) -> bytes:
+        return json.dumps({**json.loads(body), "results_url": None}).encode()
+
+    for _ in range(2):
+        tweets.wire.change_answer(f"GET /v1/messages/batches/{batch.id}", without_address)
+    waiting = run.advance()
+
+    assert waiting is not None
+    assert waiting.not_before is not None
+    assert waiting.not_before - tweets.claude.now() < timedelta(minutes=11)
+    assert tweets.chunk_states() == {"submitted": 1}
+    assert run.advance() is None
+    assert len(tweets.answers()) == 10
+
+
+def test_batches_that_nobody_can_collect_do_not_fill_the_window_for_ever(project: Make) -> None:
+    made = project(claude={"max_in_flight_requests": 10})
+    made.load([(corpus, f"{corpus}{n}", "x") for corpus in ("tweets", "reviews") for n in range(8)])
+    made.start("tweets")
+
+    waiting = made.start("reviews").waiting
+    assert waiting is not None
+    assert waiting.send_after is not None
+    assert made.wire.posts() == 1
+    made.claude.simulator.advance(timedelta(hours=26))
+
+    made.start("reviews")
+
+    assert made.wire.posts() == 2
