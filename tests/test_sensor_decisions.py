@@ -9,6 +9,7 @@ import pytest
 from dagster_claude_batch import LocalClaudeBatchResource
 from dagster_claude_batch.held_run import HeldRun, pause_after, read
 from dagster_claude_batch.held_run import describe as describe_held
+from dagster_claude_batch.landing_job import LEFT_TAG
 from dagster_claude_batch.sensor import Cursor, Look, Tick, describe, may_go
 from dagster_claude_batch.workbench import Waiting
 
@@ -133,3 +134,24 @@ def _empty_job() -> dg.JobDefinition:
     def nothing() -> None: ...
 
     return dg.GraphDefinition(name="empty", node_defs=[nothing]).to_job()
+
+
+@pytest.mark.parametrize(
+    ("status", "told_again"),
+    [(dg.DagsterRunStatus.FAILURE, True), (dg.DagsterRunStatus.SUCCESS, False)],
+)
+def test_what_a_landing_run_was_told_of_is_told_again_if_it_failed(
+    tmp_path: Path, status: dg.DagsterRunStatus, *, told_again: bool
+) -> None:
+    with dg.DagsterInstance.ephemeral() as instance:
+        tags = {"dagster/run_key": "landing:1", LEFT_TAG: "0"}
+        instance.create_run_for_job(_empty_job(), tags=tags, status=status)
+        cursor = Cursor(landing="landing:1", landing_for=["deleted"])
+        claude = LocalClaudeBatchResource(path=str(tmp_path))
+        context = dg.build_sensor_context(instance=instance)
+
+        Tick(context, claude, "claude_batch", "landing", timedelta(minutes=10), cursor, NOW).run()
+
+    assert ("deleted" in cursor.ended) is told_again
+    assert cursor.landing is None
+    assert cursor.landing_for == []
