@@ -88,7 +88,8 @@ class Collector:
         claude, declared = self.bench.claude, self.bench.declaration.output
         try:
             staged = self.bench.asking(
-                findings, lambda: fetch(claude, batch, declared, nonce=chunk.nonce)
+                findings,
+                lambda: fetch(claude, batch, declared, nonce=chunk.nonce, sleep=self.bench.sleep),
             )
         except ResultsUnavailableError as error:
             if error.is_gone:

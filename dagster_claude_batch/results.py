@@ -1,7 +1,8 @@
 """Results file → staged rows: what each result line says, checked by the output model."""
 
 import re
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from typing import IO, Any, Final
 
 import anthropic
@@ -24,8 +25,8 @@ from dagster_claude_batch.result_lines import (
 )
 from dagster_claude_batch.submission import size_of
 
-DOWNLOADS: Final = 3
-"""How often a download that breaks or lacks lines is tried in all."""
+PAUSES: Final = (1.0, 5.0)
+"""Seconds before each further try of a download that breaks, lacks lines or has other counts."""
 
 STAGED: Final = pa.schema(
     [
@@ -54,7 +55,12 @@ STAGED: Final = pa.schema(
 
 
 def fetch(
-    claude: ClaudeBatchResource, batch: MessageBatch, output: Output, *, nonce: str | None
+    claude: ClaudeBatchResource,
+    batch: MessageBatch,
+    output: Output,
+    *,
+    nonce: str | None,
+    sleep: Callable[[float], None] = time.sleep,
 ) -> pa.Table:
     """Download and read a batch's results, in several tries if lines are lacking or broken.
 
@@ -65,9 +71,12 @@ def fetch(
         ResultsUnavailableError: Not all of it is here, and the rest may still come.
         OSError: The temporary directory has no room for it.
     """
-    staging = Staging(output, nonce=nonce, size=size_of(batch))
+    counts = batch.request_counts
+    staging = Staging(output, nonce=nonce, size=size_of(batch), succeeded=counts.succeeded)
     broken: list[str] = []
-    for _ in range(DOWNLOADS):
+    for pause in (0.0, *PAUSES):
+        if pause:
+            sleep(pause)
         with private_file() as file:
             problem = _download(claude, batch, file)
             problem = staging.read(file) or problem
@@ -132,18 +141,20 @@ _TEXT_PER_BATCH: Final = 2**27
 class Staging:
     """Rows for the requests of one batch, gathered from one file after another."""
 
-    def __init__(self, output: Output, *, nonce: str | None, size: int) -> None:
+    def __init__(self, output: Output, *, nonce: str | None, size: int, succeeded: int = 0) -> None:
         self._output = output
         self._nonce = nonce
         self._size = size
+        self._succeeded = succeeded
         self._worth: dict[int, int] = {}
         self._batches: list[pa.RecordBatch] = []
 
     @property
     def is_complete(self) -> bool:
-        """Whether there is a line for each request, and each can be read."""
-        readable = sum(worth > _UNREADABLE for worth in self._worth.values())
-        return readable >= self._size
+        """Whether each request has a line that can be read, and as many succeeded as were said."""
+        worths = list(self._worth.values())
+        readable = sum(worth > _UNREADABLE for worth in worths)
+        return readable >= self._size and sum(w >= _BILLED for w in worths) >= self._succeeded
 
     def read(self, file: IO[bytes]) -> str | None:
         """Stage what a results file holds that is better; why it cannot be one, or None."""

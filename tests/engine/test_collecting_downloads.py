@@ -1,5 +1,6 @@
 """Downloads that break, come short, or are not there: nothing paid for is lost by them."""
 
+import json
 from collections.abc import Callable
 from datetime import timedelta
 
@@ -30,7 +31,8 @@ def _sent(project: Project) -> MessageBatch:
 def _fetch(project: Project, batch: MessageBatch) -> list[str | None]:
     """Outcomes by ordinal."""
     ((nonce,),) = project.sql("SELECT nonce FROM claude_batch.chunks")
-    table = fetch(project.claude, batch, project.asset.declaration.output, nonce=nonce)
+    output = project.asset.declaration.output
+    table = fetch(project.claude, batch, output, nonce=nonce, sleep=lambda _: None)
     rows = sorted((row["ordinal"], row["outcome"]) for row in table.to_pylist())
     assert [ordinal for ordinal, _ in rows] == sorted({ordinal for ordinal, _ in rows})
     return [outcome for _, outcome in rows]
@@ -220,3 +222,21 @@ def test_a_reason_from_the_wire_stays_on_one_line(tweets: Project) -> None:
     assert str(caught.value).isprintable()
     assert r"404 a\nERROR b\x1b[31m %s {0}x" in str(caught.value)
     assert len(str(caught.value)) < 1_000
+
+
+def test_results_that_succeeded_less_often_than_was_said_are_downloaded_again(
+    tweets: Project,
+) -> None:
+    run = tweets.start()
+    tweets.end_batches()
+
+    def stale(body: bytes) -> bytes:
+        lines = [json.loads(line) for line in body.splitlines()]
+        lines[0]["result"] = {"type": "expired"}
+        return b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+
+    tweets.wire.change_answer(RESULTS, stale)
+
+    assert run.advance() is None
+    assert len(tweets.answers()) == 10
+    assert len(tweets.claude.simulator.batches()) == 1
