@@ -51,7 +51,7 @@ BUGS: Final = (
         "a chunk in doubt is given up at once",
         "b",
         "doubt",
-        "return Unsettled(settled) if now < settled else NotFound()",
+        "return Unsettled(settled)  # until then, another one may not show yet",
         "return NotFound()",
         100,
     ),
