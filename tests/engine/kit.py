@@ -317,6 +317,17 @@ class Project:
     def end_batches(self) -> None:
         self.claude.simulator.end_batches()
 
+    def send_as_a_stranger(self, requests: int) -> None:
+        """Create a batch in the same workspace that is nobody's here."""
+        params: Any = {
+            "model": "claude-haiku-5-5",
+            "max_tokens": 10,
+            "messages": [{"role": "user", "content": "Rate theirs please"}],
+        }
+        self.claude.create(
+            [{"custom_id": f"somebody-{n}", "params": params} for n in range(requests)]
+        )
+
     def sent(self, *, since: int = 0) -> Sent:
         batches = self.claude.simulator.batches()[since:]
         return Sent([self._keys_in(batch.id) for batch in batches])

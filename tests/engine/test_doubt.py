@@ -181,19 +181,7 @@ def test_a_batch_of_others_is_never_taken_for_a_second_copy(tweets: Project) -> 
     run = tweets.start()
     tweets.claude.simulator.advance(LONG_ENOUGH)
     run.advance()
-    tweets.claude.create(
-        [
-            {
-                "custom_id": f"somebody-{n}",
-                "params": {
-                    "model": "claude-haiku-5-5",
-                    "max_tokens": 10,
-                    "messages": [{"role": "user", "content": "Rate theirs please"}],
-                },
-            }
-            for n in range(10)
-        ]
-    )
+    tweets.send_as_a_stranger(10)
 
     run.advance()
     tweets.end_batches()
@@ -275,19 +263,7 @@ def test_the_only_answer_to_a_row_that_changed_is_kept_if_it_is_a_second_copys(
 def test_a_strangers_batch_that_was_taken_for_a_copy_is_let_go(tweets: Project) -> None:
     tweets.wire.lose_call(CREATE, httpx2.ReadTimeout)
     run = tweets.start()
-    tweets.claude.create(
-        [
-            {
-                "custom_id": f"somebody-{n}",
-                "params": {
-                    "model": "claude-haiku-5-5",
-                    "max_tokens": 10,
-                    "messages": [{"role": "user", "content": "Rate theirs please"}],
-                },
-            }
-            for n in range(10)
-        ]
-    )
+    tweets.send_as_a_stranger(10)
     tweets.wire.hidden = {tweets.claude.simulator.batches()[-1].id}
     tweets.claude.simulator.advance(LONG_ENOUGH)
     run.advance()

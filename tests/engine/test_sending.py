@@ -42,19 +42,7 @@ def test_a_batch_whose_creation_was_in_doubt_is_found_by_its_nonce(tweets: Proje
 def test_a_batch_of_somebody_else_with_as_many_requests_is_not_taken(tweets: Project) -> None:
     tweets.wire.lose_call(CREATE, httpx2.ReadTimeout)
     run = tweets.start()
-    tweets.claude.create(
-        [
-            {
-                "custom_id": f"somebody-{n}",
-                "params": {
-                    "model": "claude-haiku-5-5",
-                    "max_tokens": 10,
-                    "messages": [{"role": "user", "content": "Rate theirs please"}],
-                },
-            }
-            for n in range(10)
-        ]
-    )
+    tweets.send_as_a_stranger(10)
     tweets.end_batches()
     tweets.claude.simulator.advance(LONG_ENOUGH)
 
