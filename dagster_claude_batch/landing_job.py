@@ -44,6 +44,7 @@ def build_landing_job(name: str, *, claude_resource: str) -> dg.JobDefinition:
             try:
                 out, watching = _settle(context, asset, config.ended_runs)
             except ClaudeBatchError as error:  # one asset's trouble keeps nobody else's answers
+                context.log.error(f"Asset {asset.declaration.asset!r}: {error}")
                 problems.append(error)
                 out, watching = 1, True
             left, is_watching = left + out, is_watching or watching

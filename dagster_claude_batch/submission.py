@@ -285,7 +285,14 @@ _NEVER_SENT: Final = (
 
 _TIMEOUT, _CONFLICT, _TOO_LARGE, _TOO_MANY, _SERVER = 408, 409, 413, 429, 500
 _HALTING: Final = frozenset({401, 402, 403})
-_SPEND_LIMITS: Final = frozenset({"enforced_spend_limit_reached", "contract_spend_limit_reached"})
+_HALTING_CODES: Final = frozenset(
+    {
+        "enforced_spend_limit_reached",
+        "contract_spend_limit_reached",
+        "organization_on_hold",
+        "cmek_key_disabled",
+    }
+)
 
 
 def _refusal(error: anthropic.APIStatusError) -> Sent:
@@ -296,7 +303,7 @@ def _refusal(error: anthropic.APIStatusError) -> Sent:
         return InDoubt(reason)
     if status == _TOO_LARGE:
         return NotCreated(reason, "too_large")
-    if status in _HALTING or error.error_code in _SPEND_LIMITS or is_halt(message):
+    if status in _HALTING or error.error_code in _HALTING_CODES or is_halt(message):
         return NotCreated(reason, "halted")
     if status == _TOO_MANY:
         return NotCreated(reason, "busy", _retry_after(error))

@@ -49,6 +49,11 @@ def test_what_was_out_is_taken_over_and_not_sent_again(project: Make) -> None:
     made.start()
 
     again = _launch_after_giving_up(made)
+    (now,) = again.materializations
+    assert made.sql(
+        "SELECT DISTINCT materialization_id FROM claude_batch.chunks "
+        "WHERE state IN ('planned', 'submitted')"
+    ) == [(now.materialization_id,)]
     made.end_batches()
     again.advance()
     made.end_batches()
@@ -84,7 +89,7 @@ def test_a_doubt_of_a_cancelled_materialization_is_never_sent_anew(tweets: Proje
     assert len(tweets.materialize().rows) == 10
 
 
-def test_a_batch_found_after_its_materialization_was_cancelled_is_cancelled_too(
+def test_a_batch_found_after_its_materialization_was_cancelled_is_landed(
     tweets: Project,
 ) -> None:
     tweets.wire.lose_answer(CREATE)

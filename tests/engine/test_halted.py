@@ -1,6 +1,7 @@
 """An account that is halted: sending stops, no attempt counts, what was sent is collected."""
 
 from collections.abc import Callable
+from datetime import timedelta
 
 import httpx2
 import pytest
@@ -9,7 +10,7 @@ from kit import Project
 from dagster_claude_batch.errors import AccountHaltedError, CredentialsRefusedError
 
 Make = Callable[..., Project]
-CREATE = "POST /v1/messages/batches"
+NOT_FOUND = {"type": "error", "error": {"type": "not_found_error", "message": "no such batch"}}
 
 
 def test_rows_refused_for_the_account_count_no_attempt_and_the_run_says_so(
@@ -75,12 +76,19 @@ def test_what_is_out_elsewhere_is_collected_before_the_run_says_so(project: Make
     made.load([("tweets", f"t{n}", "x") for n in range(10)])
     made.script.ends_with("t3", "halted", None)
     run = made.start()
-    made.wire.lose_answer("GET /v1/messages/batches/…/results")
     made.end_batches()
+    _, second = made.claude.simulator.batches()
+    for _ in range(2):  # it looks once more after it has collected the first
+        made.wire.answer(f"GET /v1/messages/batches/{second.id}", 404, NOT_FOUND)
 
-    with pytest.raises(AccountHaltedError):
+    waiting = run.advance()
+    assert waiting is not None
+    assert waiting.batch_ids == (second.id,)
+
+    with pytest.raises(AccountHaltedError, match="1 rows were not sent"):
         run.advance()
     assert len(made.answers()) == 9
+    assert made.wire.posts() == 2
 
 
 @pytest.mark.parametrize("status", [401, 403])
@@ -122,6 +130,6 @@ def test_an_api_that_cannot_be_asked_is_asked_again_later(tweets: Project) -> No
 
     assert waiting is not None
     assert waiting.not_before is not None
-    assert waiting.not_before > tweets.claude.now()
+    assert timedelta() < waiting.not_before - tweets.claude.now() < timedelta(minutes=11)
     assert run.advance() is None
     assert len(tweets.answers()) == 10

@@ -172,6 +172,8 @@ def test_an_abandoned_materialization_is_cancelled_and_its_answers_are_landed(
 
     left = tweets.engine().settle(["abandoned"], is_alive=lambda _: False)
     assert left == 1
+    (batch,) = tweets.claude.simulator.batches()
+    assert batch.cancel_initiated_at is not None
     tweets.end_batches()
 
     assert tweets.engine().settle([], is_alive=lambda _: False) == 0

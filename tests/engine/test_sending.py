@@ -28,6 +28,18 @@ def test_a_lost_answer_is_not_a_reason_to_send_again(tweets: Project) -> None:
     assert tweets.chunk_states() == {"sending": 1}
 
 
+@pytest.mark.parametrize("status", [408, 409, 500, 502, 503, 504, 529])
+def test_an_error_that_may_hide_a_batch_is_not_a_reason_to_send_again(
+    tweets: Project, status: int
+) -> None:
+    tweets.wire.answer(CREATE, status, _error("api_error", "try again"), **{"retry-after": "1"})
+
+    tweets.start()
+
+    assert tweets.wire.posts() == 1
+    assert tweets.chunk_states() == {"sending": 1}
+
+
 def test_a_batch_whose_creation_was_in_doubt_is_found_by_its_nonce(tweets: Project) -> None:
     tweets.wire.lose_answer(CREATE)
     run = tweets.start()
@@ -193,6 +205,26 @@ def test_no_more_requests_are_out_than_the_window_holds(project: Make) -> None:
     assert made.chunk_states() == {"landed": 2, "submitted": 1}
 
 
+def test_all_assets_of_a_claude_resource_share_its_window(project: Make) -> None:
+    made = project(claude={"max_in_flight_requests": 10})
+    made.load([("tweets", f"t{n}", "x") for n in range(6)])
+    made.start()
+    made.declare(key="anger")
+
+    run = made.start()
+    assert made.chunk_states() == {"submitted": 1, "planned": 1}
+    assert made.wire.posts() == 1
+    made.declare(key="joy", claude_resource="another_claude")
+    made.start()
+    assert made.chunk_states() == {"submitted": 2, "planned": 1}
+
+    made.end_batches()
+    made.declare()
+    made.materialize()
+    run.advance()
+    assert made.chunk_states() == {"submitted": 2, "landed": 1}
+
+
 def test_a_chunk_larger_than_the_window_goes_alone(project: Make) -> None:
     made = project(chunk_size=4, claude={"max_in_flight_requests": 2})
     made.load([("tweets", f"t{n}", "x") for n in range(8)])
@@ -203,20 +235,26 @@ def test_a_chunk_larger_than_the_window_goes_alone(project: Make) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "error_type", "message"),
+    ("status", "error_type", "message", "code"),
     [
-        (401, "authentication_error", "invalid x-api-key"),
-        (402, "billing_error", "pay first"),
-        (400, "invalid_request_error", "Your credit balance is too low to access the API"),
+        (401, "authentication_error", "invalid x-api-key", None),
+        (402, "billing_error", "pay first", None),
+        (400, "invalid_request_error", "Your credit balance is too low to access the API", None),
+        (400, "invalid_request_error", "You have reached your API usage limits.", None),
+        (429, "rate_limit_error", "enough for this month", "enforced_spend_limit_reached"),
+        (429, "rate_limit_error", "enough for this year", "contract_spend_limit_reached"),
+        (400, "invalid_request_error", "This organization is disabled.", "organization_on_hold"),
+        (400, "invalid_request_error", "The key is disabled.", "cmek_key_disabled"),
     ],
 )
 def test_a_halted_account_stops_the_sending_and_says_so(
-    tweets: Project, status: int, error_type: str, message: str
+    tweets: Project, status: int, error_type: str, message: str, code: str | None
 ) -> None:
-    tweets.wire.answer(CREATE, status, _error(error_type, message))
+    tweets.wire.answer(CREATE, status, _error(error_type, message, code))
 
     with pytest.raises(AccountHaltedError, match=message):
         tweets.start()
+    assert tweets.wire.posts() == 1
     assert tweets.failures() == []
     assert len(tweets.materialize().rows) == 10
 
@@ -225,10 +263,6 @@ def test_what_was_sent_before_the_account_was_halted_is_collected(project: Make)
     made = project(chunk_size=5)
     made.load([("tweets", f"t{n}", "x") for n in range(10)])
     halted = _error("billing_error", "pay first")
-    made.wire.answer("GET /v1/models/…", 404, _error("not_found_error", "x"))
-    made.wire.faults.clear()
-    run = made.engine()
-    run.before_sending = lambda: None
     made.wire.faults.append((CREATE, _passing(made)))
     made.wire.answer(CREATE, 402, halted)
 
@@ -255,8 +289,9 @@ def test_a_batch_that_the_api_refuses_is_an_error_that_names_the_reason(tweets: 
     assert len(tweets.materialize().rows) == 10
 
 
-def _error(error_type: str, message: str) -> dict[str, object]:
-    return {"type": "error", "error": {"type": error_type, "message": message}}
+def _error(error_type: str, message: str, code: str | None = None) -> dict[str, object]:
+    details = {"details": {"error_code": code}} if code else {}
+    return {"type": "error", "error": {"type": error_type, "message": message, **details}}
 
 
 def test_rows_that_change_before_their_chunk_is_sent_are_asked_as_they_are(project: Make) -> None:

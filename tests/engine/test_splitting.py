@@ -36,6 +36,7 @@ def test_a_chunk_that_is_too_large_is_split(tweets: Project, most: int, sizes: l
     sent = tweets.materialize()
 
     assert sorted(passed) == sizes
+    assert tweets.chunk_states() == {"landed": len(sizes)}
     assert sent.rows == sorted(f"t{n}" for n in range(10))
     assert len(tweets.answers()) == 10
     assert tweets.answers("DISTINCT _attempts") == [1]
