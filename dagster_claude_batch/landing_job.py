@@ -8,7 +8,6 @@ from pydantic import Field
 
 from dagster_claude_batch import held_run
 from dagster_claude_batch.batch_asset import BatchAsset, batch_assets_of, engine_for
-from dagster_claude_batch.errors import ClaudeBatchError
 
 LEFT_TAG: Final = ".dagster/claude_batch.left"
 """On a landing run that has ended: how many batches are still out."""
@@ -37,15 +36,14 @@ def build_landing_job(name: str, *, claude_resource: str) -> dg.JobDefinition:
         description="Lands answers that were paid for and that no run waits for.",
     )
     def land(context: dg.OpExecutionContext, config: LandingConfig) -> None:
-        left, is_watching, problems = 0, False, list[ClaudeBatchError]()
+        left, is_watching, problems = 0, False, dict[str, Exception]()
         for asset in batch_assets_of(context.repository_def):
             if asset.claude_resource != claude_resource:
                 continue
             try:
                 out, watching = _settle(context, asset, config.ended_runs)
-            except ClaudeBatchError as error:  # one asset's trouble keeps nobody else's answers
-                context.log.error(f"Asset {asset.declaration.asset!r}: {error}")
-                problems.append(error)
+            except Exception as error:  # noqa: BLE001  # one asset's trouble keeps nobody else's answers
+                problems[asset.declaration.asset] = error
                 out, watching = 1, True
             left, is_watching = left + out, is_watching or watching
         for run_id in config.ended_runs if not problems else ():
@@ -57,8 +55,10 @@ def build_landing_job(name: str, *, claude_resource: str) -> dg.JobDefinition:
             held_run.stop_watching(context.instance, claude_resource)
         context.instance.add_run_tags(context.run_id, {LEFT_TAG: str(left)})
         context.log.info(f"{left:,} batches are still out.")
+        for troubled, problem in problems.items():
+            context.log.error(f"Asset {troubled!r}: {problem}")
         if problems:
-            raise problems[0]
+            raise next(iter(problems.values()))
 
     graph = dg.GraphDefinition(name=name, node_defs=[land])
     return graph.to_job(  # pyright: ignore[reportUnknownMemberType]  # open in Dagster's own types

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from datetime import timedelta
 
 import httpx2
+import pytest
 from kit import Project, RunOfTest, WiredClaude
 
 from dagster_claude_batch.ledger import MaterializationConfig
@@ -204,14 +205,18 @@ def test_a_deleted_batch_that_was_the_first_is_waited_for(project: Make) -> None
     assert made.failures("DISTINCT _error_type") == ["results_expired"]
 
 
+@pytest.mark.parametrize(
+    "since", [timedelta(), timedelta(minutes=1)], ids=["while it is cancelled", "when it has ended"]
+)
 def test_partitions_of_one_cancelled_run_are_each_answered_when_materialized_one_by_one(
-    project: Make,
+    project: Make, since: timedelta
 ) -> None:
     made = project()
     made.load([(corpus, f"{corpus}{n}", "x") for corpus in ("tweets", "reviews") for n in range(5)])
     together = made.start("tweets", "reviews")
+    made.claude.simulator.advance(timedelta(hours=1))
     together.engine.cancel(together.materializations[0])
-    made.claude.simulator.advance(timedelta(minutes=1))
+    made.claude.simulator.advance(since)
 
     tweets = made.start("tweets")
     reviews = made.start("reviews")
