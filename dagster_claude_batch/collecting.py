@@ -96,7 +96,11 @@ class Collector:
             if error.is_gone:
                 self._land(outstanding, _gone(chunk, batch), findings)
                 return
-            self.bench.log.warning("%s", error)
+            self.bench.log.warning(
+                "The results of batch %s are not whole: %s Nothing is lost; they are downloaded "
+                "again in %d minutes.",
+                *(batch.id, error.reason, UNREADABLE.total_seconds() / 60),
+            )
             findings.wait_until(claude.now() + UNREADABLE)
             return
         except OSError as error:

@@ -129,6 +129,8 @@ class World:
     say: Callable[[str], None] = lambda _: None
     at_create: Callable[[str, bytes], None] = lambda _run, _body: None
     is_calm: bool = False
+    additions: int = 0
+    added: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.random = Random(f"world {self.seed}")
@@ -210,6 +212,8 @@ class World:
         number = self.random.choice(free)
         corpus, text = PARTITIONS[number % len(PARTITIONS)], self._text()
         self.sql("INSERT INTO texts VALUES ($c, $i, $t)", c=corpus, i=f"r{number}", t=text)
+        self.additions += 1
+        self.added[f"r{number}"] = self.additions
         return f"add r{number} to {corpus}: {text}"
 
     def change_row(self) -> str:
