@@ -1,6 +1,5 @@
 """Which batches have ended, are gone or unwanted; and landing what they hold."""
 
-import errno
 import itertools
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from dagster_claude_batch import chunks
 from dagster_claude_batch.chunks import Chunk
 from dagster_claude_batch.doubt import UNREADABLE, UNSEEN, proof
 from dagster_claude_batch.errors import (
+    NO_ROOM,
     LostChunkError,
     NoTemporarySpaceError,
     ResultsUnavailableError,
@@ -104,7 +104,7 @@ class Collector:
             findings.wait_until(claude.now() + UNREADABLE)
             return
         except OSError as error:
-            if error.errno == errno.ENOSPC:
+            if error.errno in NO_ROOM:
                 asset = self.bench.declaration.asset
                 raise NoTemporarySpaceError(asset, tempfile.gettempdir()) from error
             raise

@@ -1,5 +1,6 @@
 """Everything that this package raises on purpose."""
 
+import errno
 from collections.abc import Sequence
 from typing import Final
 
@@ -152,6 +153,10 @@ class DatabaseLockedError(ClaudeBatchError):
             "at a time open a file for writing: close that one, or wait longer with "
             "`lock_timeout_seconds` of the Claude resource; then materialize again."
         )
+
+
+NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""Numbers of the OSErrors that mean `NoTemporarySpaceError`."""
 
 
 class NoTemporarySpaceError(ClaudeBatchError):

@@ -1,6 +1,5 @@
 """Chunk → batch: the body, the one call that creates it, and what its answer means."""
 
-import errno
 import hashlib
 import itertools
 import tempfile
@@ -17,7 +16,7 @@ from anthropic.types.messages import MessageBatch
 from dagster_claude_batch import chunks
 from dagster_claude_batch.chunks import Chunk
 from dagster_claude_batch.declaration import Declaration
-from dagster_claude_batch.errors import NoTemporarySpaceError, UnreadableAnswerError
+from dagster_claude_batch.errors import NO_ROOM, NoTemporarySpaceError, UnreadableAnswerError
 from dagster_claude_batch.ledger import LedgerAsset
 from dagster_claude_batch.matching import our_keys_as_selected, selected_is_selected
 from dagster_claude_batch.one_line import one_line
@@ -127,7 +126,7 @@ def spool(
     except BaseException as error:
         for each in spools.values():
             each.discard()
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
             raise NoTemporarySpaceError(declaration.asset, tempfile.gettempdir()) from error
         raise
     return Spooled(

@@ -111,7 +111,9 @@ def check_done(
         "AND list_contains(['planned', 'sending', 'submitted'], state) AND NOT is_copy",
         id=identity,
     )
-    problems = [Violation("g", "a run is done, and something of it is out")] if out != [(0,)] else []
+    problems = (
+        [Violation("g", "a run is done, and something of it is out")] if out != [(0,)] else []
+    )
     if state != "done" or additions is None:
         return problems
     without = world.sql(

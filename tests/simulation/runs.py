@@ -198,9 +198,7 @@ class Runs:
     def _check_done(self, materializations: Sequence[Materialization]) -> None:
         """A run that ends says of each of its rows what has become of it."""
         for each in materializations:
-            self.violations += check_done(
-                self.world, each, self.begun.get(each.materialization_id)
-            )
+            self.violations += check_done(self.world, each, self.begun.get(each.materialization_id))
 
     def _wake(self, held: Held) -> None:
         self.held.remove(held)
