@@ -36,6 +36,10 @@ _SENT: Final = {("create", "after"), ("transact", "before")}
 """Where it is behind us, whatever came of it."""
 
 
+class EndlessError(Exception):
+    """A run goes on and on: there is no use in going on with the schedule."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """How a schedule went."""
@@ -205,7 +209,11 @@ class Schedule(Outside):
 
     def rest(self) -> None:
         """No faults any more: let everything come to rest, and look at what is left."""
-        self._come_to_rest()
+        try:
+            self._come_to_rest()
+        except EndlessError:
+            self.violations.append(Violation("f", "a run never ends"))
+            return
         self.violations += check_at_rest(self.world)
 
     def _come_to_rest(self) -> None:
@@ -228,6 +236,8 @@ class Schedule(Outside):
             self.violations.append(Violation("f", f"no rest after {WAKE_UPS_TO_REST} wake-ups"))
             return
         self._materialize_all()
+        if self.circumstances.reloads:
+            self._reload()
 
     def _overlook_strays(self) -> None:
         """What strayed in longer ago than anybody watches for it is nobody's fault."""
@@ -249,12 +259,19 @@ class Schedule(Outside):
             self._finish_live()
         self.violations.append(Violation("f", "the last materialization never ends"))
 
+    def _reload(self) -> None:
+        """The source is truncated, and loaded again: nothing of it is paid for again."""
+        self.say(f"--- {self.world.truncate()}")
+        self._materialize_all()
+        self.say(f"--- {self.world.load_again()}")
+        self._materialize_all()
+
     def _finish_live(self) -> None:
         for _ in range(TURNS):
             if not self.live:
                 return
             self._turn()
-        self.violations.append(Violation("f", "a run never ends"))
+        raise EndlessError
 
     def _let_pass(self, seconds: float) -> None:
         latest = [h.waiting.not_before for h in self.held if h.waiting and h.waiting.not_before]

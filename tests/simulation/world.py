@@ -126,6 +126,7 @@ class World:
     refused_alone: set[tuple[str, str]] = field(default_factory=set)
     hidden: dict[str, datetime] = field(default_factory=dict)
     letters: list[_Letter] = field(default_factory=list)
+    left: list[tuple[str, str, str | None]] = field(default_factory=list)
     say: Callable[[str], None] = lambda _: None
     at_create: Callable[[str, bytes], None] = lambda _run, _body: None
     is_calm: bool = False
@@ -221,6 +222,20 @@ class World:
         key = self._any_row()
         self.sql("DELETE FROM texts WHERE id = $key", key=key)
         return f"remove {key}"
+
+    def truncate(self) -> str:
+        """All rows leave, to be loaded again."""
+        gone = sorted(self.sql("DELETE FROM texts RETURNING corpus, id, text"))
+        self.left += gone
+        return f"truncate: {len(gone)} rows"
+
+    def load_again(self) -> str:
+        """The rows that have left come back as they were."""
+        for corpus, key, text in self.left:
+            self.sql("INSERT INTO texts VALUES ($c, $i, $t)", c=corpus, i=key, t=text)
+        loaded = len(self.left)
+        self.left.clear()
+        return f"load again: {loaded} rows"
 
     def _any_row(self) -> str:
         rows = self.sql("SELECT id FROM texts ORDER BY id")
