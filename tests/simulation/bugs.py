@@ -72,6 +72,14 @@ BUGS: Final = (
         150,
     ),
     Bug(
+        "answers that depart are thrown away",
+        "b",
+        "departed",
+        "f\"FROM {answers} AS here WHERE {condition}\"",
+        "f\"FROM {answers} AS here WHERE {condition} AND false\"",
+        40,
+    ),
+    Bug(
         "the first answer of a chunk is not written",
         "c",
         "landing",
@@ -119,6 +127,14 @@ BUGS: Final = (
         '        "RETURNING materialization_id"',
         "\"WHERE materialization_id = $materialization_id AND state = 'closed' \"\n"
         '        "RETURNING materialization_id"',
+        40,
+    ),
+    Bug(
+        "a chunk whose batch never existed is waited for forever",
+        "f",
+        "doubt",
+        "if proven else NotFound()",
+        "if proven else Unsettled(now + UNSEEN)",
         40,
     ),
     Bug(
