@@ -101,7 +101,7 @@ BUGS: Final = (
         "due",
         'f"DELETE FROM {plan.declaration.failures.sql} AS here WHERE {gone}", plan.scope',
         'f"DELETE FROM {plan.declaration.failures.sql} AS here WHERE {gone} AND false", plan.scope',
-        40,
+        120,
     ),
     Bug(
         "a failure does not leave when its row is answered",

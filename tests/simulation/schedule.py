@@ -220,9 +220,10 @@ class Schedule(Outside):
         """Wake up what waits, then ask for all partitions until all is done."""
         self.is_calm = self.world.is_calm = True
         self._overlook_strays()
+        hurries = self.seed % 2 == 1  # a person materializes again before the sensor has settled
         for wake_ups in range(WAKE_UPS_TO_REST):
             self._let_pass(30 * 86_400.0 if wake_ups == WAKE_UPS_TO_REST // 2 else 3_600.0)
-            if not self.held or wake_ups % 4 == 3:
+            if wake_ups % 4 == 3 or not (self.held or (hurries and wake_ups == 0)):
                 self._settle()
                 self._finish_live()
             if not self.held:
