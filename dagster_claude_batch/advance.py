@@ -5,12 +5,15 @@ from dataclasses import dataclass, field
 
 import duckdb
 
-from dagster_claude_batch import chunks, ledger
+from dagster_claude_batch import ledger
+from dagster_claude_batch.adoption import adopt_chunks
+from dagster_claude_batch.chunks import OUT
 from dagster_claude_batch.collecting import Collector
 from dagster_claude_batch.due import count_unanswered
 from dagster_claude_batch.ending import end
 from dagster_claude_batch.errors import AccountHaltedError, ClaudeBatchError
 from dagster_claude_batch.ledger import Materialization, MaterializationConfig
+from dagster_claude_batch.outstanding import chunks_of
 from dagster_claude_batch.planning import attach, plan_retries
 from dagster_claude_batch.reconciling import Reconciler
 from dagster_claude_batch.sending import Sender
@@ -108,7 +111,7 @@ class Engine(Workbench):
             for each in materializations:
                 now = ledger.get_materialization(connection, each.materialization_id)
                 if now.state == "open":
-                    chunks.adopt_chunks(connection, registered, now)
+                    adopt_chunks(connection, registered, now)
 
         self.warehouse.transact(work)
 
@@ -229,9 +232,7 @@ class Engine(Workbench):
         now = ledger.get_materialization(connection, materialization.materialization_id)
         plan = self.plan(connection, now)
         ledger.claim_chunks(connection, plan.registered, 0)
-        if now.state != "open" or chunks.chunks_of(
-            connection, [now.materialization_id], chunks.OUT
-        ):
+        if now.state != "open" or chunks_of(connection, [now.materialization_id], OUT):
             return 0  # another run has planned, or ended it, meanwhile
         late = self.is_overdue(now, plan.now)
         retried = 0 if late or now.halted_because else plan_retries(plan, slices)

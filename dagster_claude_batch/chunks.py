@@ -1,14 +1,13 @@
-"""Chunks in the ledger: every change of their state, each guarded where it is stored."""
+"""A chunk in the ledger: each move from state to state, guarded where it is stored."""
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, Literal, TypeAlias
 
 from dagster_claude_batch.errors import LostChunkError
-from dagster_claude_batch.ledger import LedgerAsset, Materialization
-from dagster_claude_batch.warehouse import Connection, row, rows
+from dagster_claude_batch.warehouse import Connection, rows
 
 ChunkState: TypeAlias = Literal[
     "planned", "sending", "submitted", "landed", "dissolved", "given_up"
@@ -36,17 +35,11 @@ class Chunk:
     requests: int
     bytes: int
     nonce: str | None
-    body_sha256: str | None
     batch_id: str | None
     sending_at: datetime | None
     submitted_at: datetime | None
     is_copy: bool = False
 
-
-_CHUNK: Final = (
-    "chunk_id, materialization_id, state, attempt, max_tokens, requests, bytes, nonce, "
-    "body_sha256, batch_id, sending_at, submitted_at, is_copy"
-)
 
 OUT: Final[tuple[ChunkState, ...]] = ("planned", "sending", "submitted")
 """States of a chunk whose rows nobody else may plan."""
@@ -99,54 +92,10 @@ def planned_chunk(
         requests,
         size,
         nonce=None,
-        body_sha256=None,
         batch_id=None,
         sending_at=None,
         submitted_at=None,
     )
-
-
-def chunks_of(
-    connection: Connection, materialization_ids: Sequence[str], states: Sequence[ChunkState]
-) -> list[Chunk]:
-    """The materializations' chunks in these states, in the order of their planning."""
-    found = rows(
-        connection,
-        f"SELECT {_CHUNK} FROM claude_batch.chunks "
-        "WHERE list_contains($ids::VARCHAR[], materialization_id) "
-        "AND list_contains($states, state) ORDER BY chunk_id",
-        {"ids": list(materialization_ids), "states": list(states)},
-    )
-    return [Chunk(*values) for values in found]
-
-
-def in_flight(connection: Connection, workspace: str, since: datetime) -> int:
-    """Requests of the whole ledger that are, or may be, in the workspace's queue.
-
-    What was sent before ``since`` has left it, even if nobody has collected it.
-    """
-    (requests,) = row(
-        connection,
-        "SELECT coalesce(sum(requests), 0) FROM claude_batch.chunks "
-        "WHERE workspace = $workspace AND state IN ('sending', 'submitted') "
-        "AND sending_at > $since",
-        {"workspace": workspace, "since": since},
-    )
-    return int(requests)
-
-
-def serialize_sending(connection: Connection, workspace: str) -> None:
-    """Make two transactions that look at the window of one workspace conflict."""
-    moved = rows(
-        connection,
-        "UPDATE claude_batch.workspaces SET sends = sends + 1 WHERE workspace = $workspace "
-        "RETURNING sends",
-        {"workspace": workspace},
-    )
-    if not moved:
-        connection.execute(
-            "INSERT INTO claude_batch.workspaces VALUES ($workspace, 1)", {"workspace": workspace}
-        )
 
 
 def new_nonce() -> str:
@@ -314,27 +263,6 @@ def mark_not_ours(connection: Connection, chunk: Chunk) -> None:
     )
 
 
-def owner_of(connection: Connection, chunk: Chunk) -> str:
-    """The id of the materialization that a chunk belongs to now: it may have been adopted."""
-    (owner,) = row(
-        connection,
-        "SELECT materialization_id FROM claude_batch.chunks WHERE chunk_id = $chunk_id",
-        {"chunk_id": chunk.chunk_id},
-    )
-    return str(owner)
-
-
-def given_up(connection: Connection, asset: str, since: datetime) -> list[Chunk]:
-    """Chunks whose batches may still appear, sent after ``since``, oldest first."""
-    found = rows(
-        connection,
-        f"SELECT {_CHUNK} FROM claude_batch.chunks WHERE asset = $asset AND state = 'given_up' "
-        "AND sending_at > $since ORDER BY chunk_id",
-        {"asset": asset, "since": since},
-    )
-    return [Chunk(*values) for values in found]
-
-
 def mark_landed(
     connection: Connection,
     chunk: Chunk,
@@ -390,132 +318,3 @@ def _move(
 ) -> None:
     if not rows(connection, sql, {"chunk_id": chunk_id, **values}):
         raise LostChunkError(chunk_id, expected=expected)
-
-
-def dissolve_cancelled(connection: Connection, registered: LedgerAsset) -> int:
-    """Take the rows out of all chunks that nobody will send any more; how many rows that were."""
-    moved = rows(
-        connection,
-        "UPDATE claude_batch.chunks SET state = 'dissolved' WHERE state = 'planned' "
-        "AND asset = $asset AND materialization_id IN (SELECT materialization_id "
-        "FROM claude_batch.materializations WHERE state <> 'open') RETURNING chunk_id, requests",
-        {"asset": registered.asset},
-    )
-    connection.execute(
-        f"DELETE FROM {registered.requests.sql} WHERE _chunk_id IN (SELECT unnest($ids::BIGINT[]))",
-        {"ids": [chunk_id for chunk_id, _ in moved]},
-    )
-    return sum(int(requests) for _, requests in moved)
-
-
-def adopt_chunks(
-    connection: Connection,
-    registered: LedgerAsset,
-    materialization: Materialization,
-) -> None:
-    """Take over what ended materializations of these partitions still have out."""
-    connection.execute(
-        f"""
-        UPDATE claude_batch.chunks
-        SET materialization_id = $materialization_id, adopted = true
-        WHERE asset = $asset AND state IN ('sending', 'submitted')
-            AND materialization_id IN (
-                SELECT materialization_id FROM claude_batch.materializations
-                WHERE state <> 'open')
-            AND chunk_id IN (
-                SELECT _chunk_id FROM {registered.requests.sql}
-                WHERE $all_rows OR _partition IN (SELECT unnest($partitions::VARCHAR[])))
-        """,
-        {
-            "materialization_id": materialization.materialization_id,
-            "asset": registered.asset,
-            "all_rows": materialization.partitions == (None,),
-            "partitions": [key for key in materialization.partitions if key is not None],
-        },
-    )
-
-
-def answered_by_copy(
-    connection: Connection, registered: LedgerAsset, copy: Chunk, same_row: str
-) -> list[Chunk]:
-    """Chunks that a landed copy makes needless: out, with an answer to each of their rows.
-
-    And planned ones with an answer to any. ``same_row`` is SQL that matches a request ``theirs``
-    with one of the copy, ``ours``.
-    """
-    requests = registered.requests.sql
-    answered = (
-        f"SELECT 1 FROM {requests} AS ours WHERE ours._chunk_id = $copy "
-        f"AND ours._outcome = 'answer' AND ours._request_hash = theirs._request_hash AND {same_row}"
-    )
-    rows_of = f"EXISTS (SELECT 1 FROM {requests} AS theirs WHERE theirs._chunk_id = c.chunk_id AND"
-    found = rows(
-        connection,
-        f"SELECT {_CHUNK} FROM claude_batch.chunks AS c "
-        "WHERE c.materialization_id = (SELECT materialization_id FROM claude_batch.chunks "
-        "WHERE chunk_id = $copy) AND ("
-        f"(c.state = 'submitted' AND NOT {rows_of} NOT EXISTS ({answered})))"
-        f" OR (c.state = 'planned' AND {rows_of} EXISTS ({answered}))))",
-        {"copy": copy.chunk_id},
-    )
-    return [Chunk(*values) for values in found]
-
-
-def out_elsewhere(
-    connection: Connection, asset: str, materialization: Materialization
-) -> list[Chunk]:
-    """What others have out since before a materialization began; it may hold rows of its own."""
-    found = rows(
-        connection,
-        f"SELECT {_CHUNK} FROM claude_batch.chunks WHERE asset = $asset AND NOT is_copy "
-        "AND state IN ('sending', 'submitted') AND sending_at < $started_at "
-        "AND materialization_id <> $materialization_id ORDER BY chunk_id",
-        {
-            "asset": asset,
-            "started_at": materialization.started_at,
-            "materialization_id": materialization.materialization_id,
-        },
-    )
-    return [Chunk(*values) for values in found]
-
-
-def holding_rows_of(
-    connection: Connection,
-    registered: LedgerAsset,
-    found: Sequence[Chunk],
-    materialization: Materialization,
-) -> list[Chunk]:
-    """Those of some chunks that hold rows of a materialization's partitions."""
-    partitions = [key for key in materialization.partitions if key is not None]
-    holding = rows(
-        connection,
-        f"SELECT DISTINCT _chunk_id FROM {registered.requests.sql} "
-        "WHERE list_contains($ids::BIGINT[], _chunk_id) "
-        "AND ($all_rows OR _partition IN (SELECT unnest($partitions::VARCHAR[])))",
-        {
-            "ids": [chunk.chunk_id for chunk in found],
-            "all_rows": materialization.partitions == (None,),
-            "partitions": partitions,
-        },
-    )
-    ids = {chunk_id for (chunk_id,) in holding}
-    return [chunk for chunk in found if chunk.chunk_id in ids]
-
-
-def batches_before(connection: Connection, chunk: Chunk, since: datetime) -> set[str]:
-    """Ids of batches that the same resource sent after ``since`` and before a chunk."""
-    found = rows(
-        connection,
-        "SELECT c.batch_id FROM claude_batch.chunks AS c, claude_batch.chunks AS mine "
-        "WHERE mine.chunk_id = $chunk_id AND c.chunk_id <> $chunk_id AND c.batch_id IS NOT NULL "
-        "AND c.workspace = mine.workspace AND c.submitted_at > $since "
-        "AND c.submitted_at <= mine.submitted_at",
-        {"chunk_id": chunk.chunk_id, "since": since},
-    )
-    return {str(batch_id) for (batch_id,) in found}
-
-
-def known_batches(connection: Connection) -> set[str]:
-    """Ids of all batches that the ledger has an owner for."""
-    found = rows(connection, "SELECT batch_id FROM claude_batch.chunks WHERE batch_id IS NOT NULL")
-    return {str(batch_id) for (batch_id,) in found}

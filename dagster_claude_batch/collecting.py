@@ -24,6 +24,7 @@ from dagster_claude_batch.landing import Landing, counts_of, land
 from dagster_claude_batch.ledger import Materialization
 from dagster_claude_batch.matching import ours_is_ours
 from dagster_claude_batch.outcomes import NOT_SENT, RESULTS_EXPIRED
+from dagster_claude_batch.outstanding import answered_by_copy, batches_before
 from dagster_claude_batch.resource import RESULTS_LAST
 from dagster_claude_batch.results import fetch
 from dagster_claude_batch.workbench import Findings, Outstanding, Workbench, asset_of
@@ -95,7 +96,11 @@ class Collector:
             if error.is_gone:
                 self._land(outstanding, _gone(chunk, batch), findings)
                 return
-            self.bench.log.warning("%s", error)
+            self.bench.log.warning(
+                "The results of batch %s are not whole: %s Nothing is lost; they are downloaded "
+                "again in %d minutes.",
+                *(batch.id, error.reason, UNREADABLE.total_seconds() / 60),
+            )
             findings.wait_until(claude.now() + UNREADABLE)
             return
         except OSError as error:
@@ -144,7 +149,7 @@ class Collector:
         """Whether the API shows any batch that was sent before this one, with its credentials."""
         since = self.bench.claude.now() - RESULTS_LAST
         older = self.bench.warehouse.transact(
-            lambda connection: chunks.batches_before(connection, chunk, since)
+            lambda connection: batches_before(connection, chunk, since)
         )
         if not older.isdisjoint(batches):
             return True
@@ -174,7 +179,7 @@ class Collector:
         declaration = self.bench.declaration
         same_row = ours_is_ours(declaration, "theirs", "ours")
         needless = self.bench.warehouse.transact(
-            lambda connection: chunks.answered_by_copy(
+            lambda connection: answered_by_copy(
                 connection, asset_of(connection, declaration.asset), copy, same_row
             )
         )

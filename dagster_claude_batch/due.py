@@ -5,7 +5,9 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final, Literal
 
-from dagster_claude_batch import chunks, ledger
+from dagster_claude_batch import ledger
+from dagster_claude_batch.adoption import owner_of
+from dagster_claude_batch.chunks import OUT, Chunk
 from dagster_claude_batch.declaration import Declaration
 from dagster_claude_batch.departed import move_to_departed, welcome_back
 from dagster_claude_batch.errors import DuplicateRowKeyError, NullRowKeyError
@@ -54,9 +56,9 @@ class Plan:
         keys = [key for key in self.materialization.partitions if key is not None]
         return {"all_rows": self.materialization.partitions == (None,), "partitions": keys}
 
-    def of_owner(self, chunk: chunks.Chunk) -> "Plan":
+    def of_owner(self, chunk: Chunk) -> "Plan":
         """The same for the materialization that a chunk belongs to now, and as it is now."""
-        owner = chunks.owner_of(self.connection, chunk)
+        owner = owner_of(self.connection, chunk)
         return replace(self, materialization=ledger.get_materialization(self.connection, owner))
 
     def read_rows(self, slices: Sequence[PartitionSlice], *, only: str | None = None) -> None:
@@ -120,7 +122,7 @@ def choose_retries(plan: Plan, slices: Sequence[PartitionSlice]) -> int:
     return int(count)
 
 
-def choose_again(plan: Plan, chunk: chunks.Chunk, slices: Sequence[PartitionSlice]) -> None:
+def choose_again(plan: Plan, chunk: Chunk, slices: Sequence[PartitionSlice]) -> None:
     """Choose what is still to be asked of a planned chunk's rows, which have changed since."""
     keys = our_keys_as_selected(plan.declaration, "q")
     plan.connection.execute(
@@ -295,7 +297,7 @@ def _choose(plan: Plan) -> None:
         """,
         {
             "asset": declaration.asset,
-            "out": list(chunks.OUT),
+            "out": list(OUT),
             "max_tokens": declaration.max_tokens,
         },
     )

@@ -88,27 +88,11 @@ def _gather(
     registered: LedgerAsset,
     landing: Landing,
 ) -> None:
-    """Put each request beside its result; one without is missing."""
-    prices = batch_prices(declaration.shape.model)
-    cost = (
-        "NULL"
-        if prices is None
-        else prices.sql(
-            input_tokens="s.input_tokens",
-            output_tokens="s.output_tokens",
-            cache_read_tokens="s.cache_read_tokens",
-            cache_write_5m_tokens="s.cache_write_tokens - coalesce(s.cache_write_1h_tokens, 0)",
-            cache_write_1h_tokens="s.cache_write_1h_tokens",
-            web_searches="s.web_searches",
-        )
-    )
+    """Put each request beside its result; one without is absent."""
+    model = declaration.shape.model
     keys = ", ".join(
         f"q.{quote_identifier(name)}" for name in (*declaration.row_key, *declaration.include)
     )
-    # An error, a cancellation and an expiry cost nothing. What has no line, or one that we do not
-    # understand, may have cost anything.
-    unbilled = "s.input_tokens IS NULL AND s.outcome <> 'unrecognized_result'"
-    absent_cost = "NULL" if landing.absent.may_be_billed else "0"
     connection.register("claude_batch_staged", landing.staged)
     connection.execute(
         f"""
@@ -124,9 +108,7 @@ def _gather(
             coalesce(s.output_tokens, 0) AS _output_tokens,
             coalesce(s.cache_read_tokens, 0) AS _cache_read_tokens,
             coalesce(s.cache_write_tokens, 0) AS _cache_write_tokens,
-            CASE WHEN s.ordinal IS NULL THEN {absent_cost} WHEN {unbilled} THEN 0
-                WHEN s.input_tokens IS NOT NULL THEN {cost} END
-                AS _cost_usd,
+            {_cost(model, landing.absent)} AS _cost_usd,
             $batch_id::VARCHAR AS _batch_id,
             coalesce(s.custom_id, $nonce::VARCHAR || '-' || q._ordinal) AS _custom_id,
             s.request_id AS _request_id
@@ -138,13 +120,41 @@ def _gather(
             "absent": landing.absent.error_type,
             "absent_message": landing.absent.message,
             "not_attempted": 0 if landing.absent.is_attempt else 1,
-            "model": declaration.shape.model,
+            "model": model,
             "batch_id": landing.batch_id,
             "nonce": landing.chunk.nonce if landing.batch_id else None,
             "chunk_id": landing.chunk.chunk_id,
         },
     )
     connection.unregister("claude_batch_staged")
+
+
+def _cost(model: str, absent: Absent) -> str:
+    """What a request cost by its result ``s``; NULL where nobody can tell.
+
+    An error, a cancellation and an expiry cost nothing. What has no line, or one that we do not
+    understand, may have cost anything.
+    """
+    absent_cost = "NULL" if absent.may_be_billed else "0"
+    unbilled = "s.input_tokens IS NULL AND s.outcome <> 'unrecognized_result'"
+    return (
+        f"CASE WHEN s.ordinal IS NULL THEN {absent_cost} WHEN {unbilled} THEN 0 "
+        f"WHEN s.input_tokens IS NOT NULL THEN {_cost_of_tokens(model)} END"
+    )
+
+
+def _cost_of_tokens(model: str) -> str:
+    prices = batch_prices(model)
+    if prices is None:
+        return "NULL"
+    return prices.sql(
+        input_tokens="s.input_tokens",
+        output_tokens="s.output_tokens",
+        cache_read_tokens="s.cache_read_tokens",
+        cache_write_5m_tokens="s.cache_write_tokens - coalesce(s.cache_write_1h_tokens, 0)",
+        cache_write_1h_tokens="s.cache_write_1h_tokens",
+        web_searches="s.web_searches",
+    )
 
 
 def _let_cancelled_expire(connection: Connection) -> None:

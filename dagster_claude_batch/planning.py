@@ -6,11 +6,10 @@ from datetime import datetime
 from typing import Final
 
 from dagster_claude_batch import ledger
+from dagster_claude_batch.adoption import adopt_chunks, dissolve_cancelled
 from dagster_claude_batch.chunking import SizeLimits, into_chunks
 from dagster_claude_batch.chunks import (
     Chunk,
-    adopt_chunks,
-    dissolve_cancelled,
     insert_chunk,
     planned_chunk,
     resize_chunk,

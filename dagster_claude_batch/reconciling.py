@@ -21,6 +21,7 @@ from dagster_claude_batch.doubt import (
     shown_since,
 )
 from dagster_claude_batch.errors import LostChunkError
+from dagster_claude_batch.outstanding import given_up, known_batches
 from dagster_claude_batch.resending import record_copy, send_anew
 from dagster_claude_batch.warehouse import Connection
 from dagster_claude_batch.workbench import Findings, Outstanding, Workbench
@@ -57,7 +58,7 @@ class Reconciler:
         shown = self.bench.asking(findings, lambda: shown_since(self.bench.claude, sought))
         if shown is None:
             return None
-        known = self.bench.warehouse.transact(chunks.known_batches)
+        known = self.bench.warehouse.transact(known_batches)
         return [batch for batch in shown if batch.id not in known]
 
     def _act(
@@ -123,7 +124,7 @@ class Reconciler:
     def watched(self, connection: Connection) -> list[Chunk]:
         """Chunks that were given up, and whose batches may still appear."""
         since = self.bench.claude.now() - _WATCHED
-        return chunks.given_up(connection, self.bench.declaration.asset, since)
+        return given_up(connection, self.bench.declaration.asset, since)
 
 
 def record(bench: Workbench, outstanding: Outstanding, chunk: Chunk, batch: MessageBatch) -> None:
@@ -134,7 +135,7 @@ def record(bench: Workbench, outstanding: Outstanding, chunk: Chunk, batch: Mess
             lambda connection: chunks.mark_submitted(connection, chunk, batch.id, now)
         )
     except LostChunkError:
-        if batch.id in bench.warehouse.transact(chunks.known_batches):
+        if batch.id in bench.warehouse.transact(known_batches):
             return
         if not record_late(bench, chunk, batch):
             bench.warehouse.transact(

@@ -3,6 +3,7 @@
 import re
 import time
 from collections.abc import Callable, Iterable
+from datetime import timedelta
 from typing import IO, Any, Final
 
 import anthropic
@@ -27,6 +28,9 @@ from dagster_claude_batch.submission import size_of
 
 PAUSES: Final = (1.0, 5.0)
 """Seconds before each further try of a download that breaks, lacks lines or has other counts."""
+
+FINAL_AFTER: Final = timedelta(hours=1)
+"""After a batch's end; until then, lines that its results lack may still come."""
 
 STAGED: Final = pa.schema(
     [
@@ -65,7 +69,7 @@ def fetch(
     """Download and read a batch's results, in several tries if lines are lacking or broken.
 
     What one try has read counts, whatever becomes of the next. Lines that no try brings are left
-    to be missing, but only where each download came to its regular end.
+    to be missing, but only where each download came to its regular end, and long after the batch's.
 
     Raises:
         ResultsUnavailableError: Not all of it is here, and the rest may still come.
@@ -85,6 +89,9 @@ def fetch(
         broken += [problem] if problem else []
     if broken:
         raise ResultsUnavailableError(batch.id, broken[-1])
+    if staging.lacking and claude.now() - (batch.ended_at or batch.created_at) < FINAL_AFTER:
+        lacking = f"{staging.lacking:,} of {size_of(batch):,} lines are not there, and may come."
+        raise ResultsUnavailableError(batch.id, lacking)
     return staging.table()
 
 
@@ -155,6 +162,11 @@ class Staging:
         worths = list(self._worth.values())
         readable = sum(worth > _UNREADABLE for worth in worths)
         return readable >= self._size and sum(w >= _BILLED for w in worths) >= self._succeeded
+
+    @property
+    def lacking(self) -> int:
+        """Requests without any line."""
+        return self._size - len(self._worth)
 
     def read(self, file: IO[bytes]) -> str | None:
         """Stage what a results file holds that is better; why it cannot be one, or None."""

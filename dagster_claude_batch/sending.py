@@ -8,12 +8,14 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from dagster_claude_batch import chunks, resending
+from dagster_claude_batch.adoption import dissolve_cancelled
 from dagster_claude_batch.chunks import Chunk
 from dagster_claude_batch.doubt import LATEST_END, settled_at
 from dagster_claude_batch.errors import AccountHaltedError, LostChunkError, SubmissionRefusedError
 from dagster_claude_batch.landing import Landing, land
 from dagster_claude_batch.ledger import Materialization
 from dagster_claude_batch.outcomes import TOO_LARGE
+from dagster_claude_batch.outstanding import in_flight, serialize_sending
 from dagster_claude_batch.preflight import check_model
 from dagster_claude_batch.reconciling import record
 from dagster_claude_batch.submission import (
@@ -119,7 +121,7 @@ class Sender:
 
     def _room(self, connection: Connection) -> int:
         since = self.bench.claude.now() - LATEST_END
-        out = chunks.in_flight(connection, self.bench.declaration.workspace, since)
+        out = in_flight(connection, self.bench.declaration.workspace, since)
         return self.bench.claude.max_in_flight_requests - out
 
     def _fits(self, chunk: Chunk, room: int, *, is_first: bool) -> bool:
@@ -155,7 +157,7 @@ class Sender:
         """Write down that the chunk is about to be sent; None if it cannot be any more."""
 
         def work(connection: Connection) -> datetime | None:
-            chunks.serialize_sending(connection, self.bench.declaration.workspace)
+            serialize_sending(connection, self.bench.declaration.workspace)
             if not self._fits(body.chunk, self._room(connection), is_first=True):
                 return None
             now = self.bench.claude.now()  # not before the database was free
@@ -237,7 +239,7 @@ class Sender:
 
         def work(connection: Connection) -> None:
             chunks.mark_unsent(connection, chunk)
-            chunks.dissolve_cancelled(connection, asset_of(connection, asset))
+            dissolve_cancelled(connection, asset_of(connection, asset))
 
         try:
             self.bench.warehouse.transact(work)
@@ -251,7 +253,7 @@ class Sender:
             plan = self.bench.plan(connection, materialization)
             if chunk.requests > 1:
                 resending.split(plan, chunk)
-                chunks.dissolve_cancelled(connection, plan.registered)
+                dissolve_cancelled(connection, plan.registered)
             else:
                 land(plan, Landing(chunk, absent=TOO_LARGE))
 

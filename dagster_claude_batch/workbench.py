@@ -9,8 +9,9 @@ from typing import Final, TypeVar
 
 import anthropic
 
-from dagster_claude_batch import chunks, ledger
-from dagster_claude_batch.chunks import Chunk, ChunkState
+from dagster_claude_batch import ledger
+from dagster_claude_batch.adoption import dissolve_cancelled
+from dagster_claude_batch.chunks import OUT, Chunk, ChunkState
 from dagster_claude_batch.declaration import Declaration
 from dagster_claude_batch.doubt import LATEST_END, UNREADABLE, UNSEEN
 from dagster_claude_batch.due import Plan
@@ -21,6 +22,7 @@ from dagster_claude_batch.errors import (
 )
 from dagster_claude_batch.ledger import LedgerAsset, Materialization
 from dagster_claude_batch.one_line import one_line
+from dagster_claude_batch.outstanding import chunks_of, holding_rows_of, out_elsewhere
 from dagster_claude_batch.planning import RunIdentity, replan
 from dagster_claude_batch.resource import ClaudeBatchResource
 from dagster_claude_batch.source import PartitionSlice
@@ -126,7 +128,7 @@ class Workbench:
         now = self.claude.now()
 
         def work(connection: Connection) -> list[Outstanding]:
-            out = chunks.chunks_of(connection, ids, chunks.OUT)
+            out = chunks_of(connection, ids, OUT)
             found = [ledger.get_materialization(connection, identity) for identity in ids]
             return [
                 Outstanding(
@@ -152,11 +154,11 @@ class Workbench:
         if materialization.state != "open":
             return []
         asset = self.declaration.asset
-        found = chunks.out_elsewhere(connection, asset, materialization)
+        found = out_elsewhere(connection, asset, materialization)
         if not found:
             return []
         at = asset_of(connection, asset)
-        return chunks.holding_rows_of(connection, at, found, materialization)
+        return holding_rows_of(connection, at, found, materialization)
 
     def deadline_of(self, materialization: Materialization) -> datetime | None:
         """When a materialization ends with what it has."""
@@ -215,13 +217,13 @@ class Workbench:
 
         def work(connection: Connection) -> None:
             identity = materialization.materialization_id
-            sent = chunks.chunks_of(connection, [identity], ("sending", "submitted", "landed"))
+            sent = chunks_of(connection, [identity], ("sending", "submitted", "landed"))
             if if_unsent and (
                 sent or not this_run.issuperset(ledger.runs_of(connection, identity))
             ):
                 return
             if ledger.end_materialization(connection, identity, "cancelled", now):
-                chunks.dissolve_cancelled(connection, asset_of(connection, asset))
+                dissolve_cancelled(connection, asset_of(connection, asset))
 
         self.warehouse.transact(work)
 

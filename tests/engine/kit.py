@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -311,8 +311,13 @@ class Project:
             if run.waiting is None:
                 return self.sent(since=before)
             self.end_batches()
+            self._wait_until(run.waiting.not_before)
             run.advance()
         raise AssertionError("it never came to an end")
+
+    def _wait_until(self, moment: datetime | None) -> None:
+        if moment is not None and moment > self.claude.now():
+            self.claude.simulator.advance(moment - self.claude.now())
 
     def end_batches(self) -> None:
         self.claude.simulator.end_batches()

@@ -103,6 +103,7 @@ def test_what_several_broken_downloads_bring_is_put_together(tweets: Project) ->
 
 def test_a_line_once_read_is_kept_although_later_downloads_are_shorter(tweets: Project) -> None:
     batch = _sent(tweets)
+    tweets.claude.simulator.advance(timedelta(hours=1))
     for number in (9, 5, 0):
         _shorten(tweets, lambda lines, number=number: lines[:number])
 

@@ -43,16 +43,39 @@ def test_a_download_that_is_short_of_lines_is_repeated(tweets: Project) -> None:
 
 def test_lines_that_never_come_are_missing_and_asked_again(tweets: Project) -> None:
     _sent(tweets)
-    for _ in range(3):
-        tweets.wire.change_answer(
-            RESULTS, lambda body: b"".join(body.splitlines(keepends=True)[:-1])
-        )
+    tweets.claude.simulator.advance(timedelta(hours=1))
+    _shorten_all_downloads(tweets)
 
     _land(tweets)
 
     assert len(tweets.answers()) == 9
     assert tweets.failures("_error_type, _cost_usd") == [("missing", None)]
     assert [len(batch) for batch in tweets.sent().batches] == [10, 1]
+
+
+def test_lines_may_still_come_in_the_hour_after_the_end(tweets: Project) -> None:
+    _sent(tweets)
+    tweets.claude.simulator.advance(timedelta(minutes=59))
+    _shorten_all_downloads(tweets)
+
+    run = tweets.start(run_id="the-run")
+
+    assert tweets.chunk_states() == {"submitted": 1}
+    assert run.waiting is not None
+    assert run.waiting.not_before is not None
+    assert run.waiting.not_before > tweets.claude.now()
+
+    assert run.advance() is None
+    assert len(tweets.answers()) == 10
+    assert len(tweets.sent().batches) == 1
+
+
+def _shorten_all_downloads(project: Project) -> None:
+    """Each try of one collecting run comes to its end, and lacks the last line."""
+    for _ in range(3):
+        project.wire.change_answer(
+            RESULTS, lambda body: b"".join(body.splitlines(keepends=True)[:-1])
+        )
 
 
 def test_doubled_and_foreign_lines_are_left_out(tweets: Project) -> None:

@@ -17,6 +17,7 @@ from dagster_claude_batch.errors import (
     OversizedRequestError,
 )
 from dagster_claude_batch.ledger import MaterializationConfig
+from dagster_claude_batch.outstanding import chunks_of
 from dagster_claude_batch.prompt import request_hash
 
 Make = Callable[..., Project]
@@ -56,7 +57,7 @@ def test_all_requests_stand_in_one_view(tweets: Project) -> None:
 def test_a_chunk_that_was_landed_cannot_be_landed_again(tweets: Project) -> None:
     run = tweets.start()
     (chunk,) = run.engine.warehouse.transact(
-        lambda connection: chunks.chunks_of(
+        lambda connection: chunks_of(
             connection, [run.materializations[0].materialization_id], ["submitted"]
         )
     )

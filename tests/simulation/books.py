@@ -8,6 +8,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, Final
 
 from dagster_claude_batch.simulator import ApiError, Simulator
@@ -15,6 +16,9 @@ from simulation.faults import Damaged
 
 DOWNLOADS: Final = 3
 """A row that is in none of so many downloads in a row, or cannot be read, is given up."""
+
+FINAL_AFTER: Final = timedelta(minutes=50)
+"""The engine waits an hour for lines that lack; its clock and the API's may differ."""
 
 
 @dataclass(frozen=True)
@@ -81,9 +85,12 @@ class Books:
     def note_download(self, run: str, batch_id: str, damaged: Damaged | None) -> None:
         """Remember which rows nobody could have read."""
         self.learn()
-        unread = set(self.missing(batch_id))
+        absent = set(self.missing(batch_id))
         if damaged is not None:
-            unread |= damaged.garbled | damaged.absent
+            absent |= damaged.absent
+        unread = set[str]() if self._may_still_come(batch_id) else absent
+        if damaged is not None:
+            unread |= damaged.garbled
         for request in self.batches[batch_id]:
             row = run, batch_id, request.custom_id
             if request.custom_id not in unread or (damaged is not None and damaged.breaks_off):
@@ -92,6 +99,11 @@ class Books:
             self._unread[row] += 1
             if self._unread[row] == DOWNLOADS:
                 self.exempt.add(request.identity)
+
+    def _may_still_come(self, batch_id: str) -> bool:
+        """Whether a batch has ended so recently that lines which lack must be waited for."""
+        ended = next(b.ended_at for b in self.simulator.batches() if b.id == batch_id)
+        return ended is not None and self.simulator.now() - ended < FINAL_AFTER
 
     def requests(self) -> list[Request]:
         return [request for batch in self.batches.values() for request in batch]

@@ -75,8 +75,8 @@ BUGS: Final = (
         "answers that depart are thrown away",
         "b",
         "departed",
-        "f\"FROM {answers} AS here WHERE {condition}\"",
-        "f\"FROM {answers} AS here WHERE {condition} AND false\"",
+        'f"FROM {answers} AS here WHERE {condition}"',
+        'f"FROM {answers} AS here WHERE {condition} AND false"',
         40,
     ),
     Bug(

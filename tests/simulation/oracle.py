@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from dagster_claude_batch.ledger import Materialization
 from simulation.books import Request, requests_in, row_of, sha256_of
 
 if TYPE_CHECKING:
@@ -111,6 +112,43 @@ def _last_answers(world: "World") -> set[tuple[str, str]]:
     ]
     answers.sort(key=lambda request: landed[request.batch_id])
     return {request.identity for request in {each.key: each for each in answers}.values()}
+
+
+def check_done(
+    world: "World", materialization: Materialization, additions: int | None
+) -> list[Violation]:
+    """What is wrong with a green light that is given now.
+
+    ``additions`` is how many rows had come to the source when it began; None if nobody knows.
+    """
+    identity = materialization.materialization_id
+    (state,) = world.sql(
+        "SELECT state FROM claude_batch.materializations WHERE materialization_id = $id",
+        id=identity,
+    )[0]
+    if state == "open":
+        return [Violation("g", "a run is done, its materialization is open")]
+    out = world.sql(
+        "SELECT count(*) FROM claude_batch.chunks WHERE materialization_id = $id "
+        "AND list_contains(['planned', 'sending', 'submitted'], state) AND NOT is_copy",
+        id=identity,
+    )
+    problems = (
+        [Violation("g", "a run is done, and something of it is out")] if out != [(0,)] else []
+    )
+    if state != "done" or additions is None:
+        return problems
+    without = world.sql(
+        "SELECT id FROM texts WHERE list_contains($partitions, corpus) "
+        "AND id NOT IN (SELECT id FROM main.sentiment) "
+        "AND id NOT IN (SELECT id FROM main.sentiment_failures) ORDER BY id",
+        partitions=list(materialization.partitions),
+    )
+    return problems + [
+        Violation("g", f"a run is done, and nobody knows what has become of {key}")
+        for (key,) in without
+        if world.added.get(key, 0) <= additions
+    ]
 
 
 def kept_answers(world: "World") -> dict[tuple[str, str], str]:

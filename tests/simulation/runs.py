@@ -20,7 +20,7 @@ from dagster_claude_batch.ledger import Materialization, MaterializationConfig
 from dagster_claude_batch.results import ResultsUnavailableError
 from dagster_claude_batch.workbench import Waiting
 from simulation.baton import Interrupted, Runner
-from simulation.oracle import Violation
+from simulation.oracle import Violation, check_done
 from simulation.world import PARTITIONS, World
 
 EXPECTED_ENDS: Final = (
@@ -72,6 +72,7 @@ class Runs:
     held: list[Held] = field(default_factory=list)
     abandoned: list[str] = field(default_factory=list)
     crashed: list[Process] = field(default_factory=list)
+    begun: dict[str, int] = field(default_factory=dict)
     is_calm: bool = False
     runs: int = 0
     _current: Process | None = None
@@ -130,7 +131,9 @@ class Runs:
     ) -> None:
         """What a run does, as `waiting.Run`: attach, advance, and leave a held run."""
         engine = self.world.engine(run_id, runner.pause, retry_of=retry_of)
+        additions = self.world.additions
         materializations = engine.attach(partitions, config, is_given_up=self._was_given_up)
+        self._note_begun(run_id, materializations, additions)
         held = Held(_next_id(run_id), partitions, config, maker=runner)
 
         def hold() -> None:
@@ -147,7 +150,8 @@ class Runs:
                 self.held.remove(held)
             raise
         except Exception:
-            if held in self.held and not engine.may_be_out(materializations):
+            # While it looks, somebody else may terminate the held run.
+            if held in self.held and not engine.may_be_out(materializations) and held in self.held:
                 self.held.remove(held)
             raise
         if waiting is None:
@@ -178,15 +182,23 @@ class Runs:
         alive = {process.run_id for process in self.live} | {held.run_id for held in self.held}
         return alive - set(but)
 
+    def _note_begun(
+        self, run_id: str, materializations: Sequence[Materialization], additions: int
+    ) -> None:
+        """Remember how many rows had come before each materialization that this run has begun."""
+        for each in materializations:
+            runs = self.world.sql(
+                "SELECT run_id FROM claude_batch.runs WHERE materialization_id = $id "
+                "ORDER BY attached_at, rowid LIMIT 1",
+                id=each.materialization_id,
+            )
+            if runs == [(run_id,)]:
+                self.begun.setdefault(each.materialization_id, additions)
+
     def _check_done(self, materializations: Sequence[Materialization]) -> None:
-        ids = [each.materialization_id for each in materializations]
-        still = self.world.sql(
-            "SELECT count(*) FROM claude_batch.materializations WHERE state = 'open' "
-            "AND materialization_id IN (SELECT unnest($ids::VARCHAR[]))",
-            ids=ids,
-        )
-        if still != [(0,)]:
-            self.violations.append(Violation("g", "a run is done, its materialization is open"))
+        """A run that ends says of each of its rows what has become of it."""
+        for each in materializations:
+            self.violations += check_done(self.world, each, self.begun.get(each.materialization_id))
 
     def _wake(self, held: Held) -> None:
         self.held.remove(held)

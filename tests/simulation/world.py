@@ -130,6 +130,8 @@ class World:
     say: Callable[[str], None] = lambda _: None
     at_create: Callable[[str, bytes], None] = lambda _run, _body: None
     is_calm: bool = False
+    additions: int = 0
+    added: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.random = Random(f"world {self.seed}")
@@ -210,8 +212,13 @@ class World:
             return self.change_row()
         number = self.random.choice(free)
         corpus, text = PARTITIONS[number % len(PARTITIONS)], self._text()
-        self.sql("INSERT INTO texts VALUES ($c, $i, $t)", c=corpus, i=f"r{number}", t=text)
+        self._insert(corpus, f"r{number}", text)
         return f"add r{number} to {corpus}: {text}"
+
+    def _insert(self, corpus: str, key: str, text: str | None) -> None:
+        self.sql("INSERT INTO texts VALUES ($c, $i, $t)", c=corpus, i=key, t=text)
+        self.additions += 1
+        self.added[key] = self.additions
 
     def change_row(self) -> str:
         key, text = self._any_row(), self._text()
@@ -231,8 +238,8 @@ class World:
 
     def load_again(self) -> str:
         """The rows that have left come back as they were."""
-        for corpus, key, text in self.left:
-            self.sql("INSERT INTO texts VALUES ($c, $i, $t)", c=corpus, i=key, t=text)
+        for row in self.left:
+            self._insert(*row)
         loaded = len(self.left)
         self.left.clear()
         return f"load again: {loaded} rows"

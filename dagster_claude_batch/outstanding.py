@@ -1,0 +1,152 @@
+"""What is out: questions to the ledger about many chunks, which change none of them."""
+
+from collections.abc import Sequence
+from dataclasses import fields
+from datetime import datetime
+from typing import Final
+
+from dagster_claude_batch.chunks import Chunk, ChunkState
+from dagster_claude_batch.ledger import LedgerAsset, Materialization
+from dagster_claude_batch.warehouse import Connection, row, rows
+
+_CHUNK: Final = ", ".join(field.name for field in fields(Chunk))
+
+
+def chunks_of(
+    connection: Connection, materialization_ids: Sequence[str], states: Sequence[ChunkState]
+) -> list[Chunk]:
+    """The materializations' chunks in these states, in the order of their planning."""
+    found = rows(
+        connection,
+        f"SELECT {_CHUNK} FROM claude_batch.chunks "
+        "WHERE list_contains($ids::VARCHAR[], materialization_id) "
+        "AND list_contains($states, state) ORDER BY chunk_id",
+        {"ids": list(materialization_ids), "states": list(states)},
+    )
+    return [Chunk(*values) for values in found]
+
+
+def in_flight(connection: Connection, workspace: str, since: datetime) -> int:
+    """Requests of the whole ledger that are, or may be, in the workspace's queue.
+
+    What was sent before ``since`` has left it, even if nobody has collected it.
+    """
+    (requests,) = row(
+        connection,
+        "SELECT coalesce(sum(requests), 0) FROM claude_batch.chunks "
+        "WHERE workspace = $workspace AND state IN ('sending', 'submitted') "
+        "AND sending_at > $since",
+        {"workspace": workspace, "since": since},
+    )
+    return int(requests)
+
+
+def serialize_sending(connection: Connection, workspace: str) -> None:
+    """Make two transactions that look at the window of one workspace conflict."""
+    moved = rows(
+        connection,
+        "UPDATE claude_batch.workspaces SET sends = sends + 1 WHERE workspace = $workspace "
+        "RETURNING sends",
+        {"workspace": workspace},
+    )
+    if not moved:
+        connection.execute(
+            "INSERT INTO claude_batch.workspaces VALUES ($workspace, 1)", {"workspace": workspace}
+        )
+
+
+def given_up(connection: Connection, asset: str, since: datetime) -> list[Chunk]:
+    """Chunks whose batches may still appear, sent after ``since``, oldest first."""
+    found = rows(
+        connection,
+        f"SELECT {_CHUNK} FROM claude_batch.chunks WHERE asset = $asset AND state = 'given_up' "
+        "AND sending_at > $since ORDER BY chunk_id",
+        {"asset": asset, "since": since},
+    )
+    return [Chunk(*values) for values in found]
+
+
+def out_elsewhere(
+    connection: Connection, asset: str, materialization: Materialization
+) -> list[Chunk]:
+    """What others have out since before a materialization began; it may hold rows of its own."""
+    found = rows(
+        connection,
+        f"SELECT {_CHUNK} FROM claude_batch.chunks WHERE asset = $asset AND NOT is_copy "
+        "AND state IN ('sending', 'submitted') AND sending_at < $started_at "
+        "AND materialization_id <> $materialization_id ORDER BY chunk_id",
+        {
+            "asset": asset,
+            "started_at": materialization.started_at,
+            "materialization_id": materialization.materialization_id,
+        },
+    )
+    return [Chunk(*values) for values in found]
+
+
+def holding_rows_of(
+    connection: Connection,
+    registered: LedgerAsset,
+    found: Sequence[Chunk],
+    materialization: Materialization,
+) -> list[Chunk]:
+    """Those of some chunks that hold rows of a materialization's partitions."""
+    partitions = [key for key in materialization.partitions if key is not None]
+    holding = rows(
+        connection,
+        f"SELECT DISTINCT _chunk_id FROM {registered.requests.sql} "
+        "WHERE list_contains($ids::BIGINT[], _chunk_id) "
+        "AND ($all_rows OR _partition IN (SELECT unnest($partitions::VARCHAR[])))",
+        {
+            "ids": [chunk.chunk_id for chunk in found],
+            "all_rows": materialization.partitions == (None,),
+            "partitions": partitions,
+        },
+    )
+    ids = {chunk_id for (chunk_id,) in holding}
+    return [chunk for chunk in found if chunk.chunk_id in ids]
+
+
+def answered_by_copy(
+    connection: Connection, registered: LedgerAsset, copy: Chunk, same_row: str
+) -> list[Chunk]:
+    """Chunks that a landed copy makes needless: out, with an answer to each of their rows.
+
+    And planned ones with an answer to any. ``same_row`` is SQL that matches a request ``theirs``
+    with one of the copy, ``ours``.
+    """
+    requests = registered.requests.sql
+    answered = (
+        f"SELECT 1 FROM {requests} AS ours WHERE ours._chunk_id = $copy "
+        f"AND ours._outcome = 'answer' AND ours._request_hash = theirs._request_hash AND {same_row}"
+    )
+    rows_of = f"EXISTS (SELECT 1 FROM {requests} AS theirs WHERE theirs._chunk_id = c.chunk_id AND"
+    found = rows(
+        connection,
+        f"SELECT {_CHUNK} FROM claude_batch.chunks AS c "
+        "WHERE c.materialization_id = (SELECT materialization_id FROM claude_batch.chunks "
+        "WHERE chunk_id = $copy) AND ("
+        f"(c.state = 'submitted' AND NOT {rows_of} NOT EXISTS ({answered})))"
+        f" OR (c.state = 'planned' AND {rows_of} EXISTS ({answered}))))",
+        {"copy": copy.chunk_id},
+    )
+    return [Chunk(*values) for values in found]
+
+
+def batches_before(connection: Connection, chunk: Chunk, since: datetime) -> set[str]:
+    """Ids of batches that the same resource sent after ``since`` and before a chunk."""
+    found = rows(
+        connection,
+        "SELECT c.batch_id FROM claude_batch.chunks AS c, claude_batch.chunks AS mine "
+        "WHERE mine.chunk_id = $chunk_id AND c.chunk_id <> $chunk_id AND c.batch_id IS NOT NULL "
+        "AND c.workspace = mine.workspace AND c.submitted_at > $since "
+        "AND c.submitted_at <= mine.submitted_at",
+        {"chunk_id": chunk.chunk_id, "since": since},
+    )
+    return {str(batch_id) for (batch_id,) in found}
+
+
+def known_batches(connection: Connection) -> set[str]:
+    """Ids of all batches that the ledger has an owner for."""
+    found = rows(connection, "SELECT batch_id FROM claude_batch.chunks WHERE batch_id IS NOT NULL")
+    return {str(batch_id) for (batch_id,) in found}
