@@ -72,6 +72,14 @@ BUGS: Final = (
         150,
     ),
     Bug(
+        "answers that depart are thrown away",
+        "b",
+        "departed",
+        'f"FROM {answers} AS here WHERE {condition}"',
+        'f"FROM {answers} AS here WHERE {condition} AND false"',
+        40,
+    ),
+    Bug(
         "the first answer of a chunk is not written",
         "c",
         "landing",
@@ -93,7 +101,7 @@ BUGS: Final = (
         "due",
         'f"DELETE FROM {plan.declaration.failures.sql} AS here WHERE {gone}", plan.scope',
         'f"DELETE FROM {plan.declaration.failures.sql} AS here WHERE {gone} AND false", plan.scope',
-        40,
+        120,
     ),
     Bug(
         "a failure does not leave when its row is answered",
@@ -119,6 +127,14 @@ BUGS: Final = (
         '        "RETURNING materialization_id"',
         "\"WHERE materialization_id = $materialization_id AND state = 'closed' \"\n"
         '        "RETURNING materialization_id"',
+        40,
+    ),
+    Bug(
+        "a chunk whose batch never existed is waited for forever",
+        "f",
+        "doubt",
+        "if proven else NotFound()",
+        "if proven else Unsettled(now + UNSEEN)",
         40,
     ),
     Bug(

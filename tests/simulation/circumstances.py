@@ -47,6 +47,8 @@ class Circumstances:
     events: frozenset[str]
     favourite: str = ""
     """What befalls a call wherever it can, if anything does: how the name of a fault begins."""
+    reloads: bool = False
+    """Its source is truncated and loaded again, instead of losing single rows."""
 
 
 FAVOURITES: Final = (
@@ -81,6 +83,7 @@ def circumstances_of(seed: int) -> Circumstances:
         event=random.choice([0.0, 0.05, 0.15]),
         length=random.randint(4, 14),
         events=frozenset(events - {"day", "month"} if strays else events),
+        reloads=random.random() < 0.2,
     )
 
 
@@ -101,6 +104,7 @@ def unkind(circumstances: Circumstances, seed: int) -> Circumstances:
         hides=seed % 2 == 0,
         strays=favourite.startswith("create"),
         max_wait_hours=None,
+        reloads=False,
         events=_HASTY | {"launch", "wake", "end batches", "hours"} if is_hasty else everything,
         favourite=favourite,
     )

@@ -72,6 +72,7 @@ def _check_answers(
     if not before:
         return []
     kept, states = kept_answers(world), chunk_states(world)
+    answered = kept.keys() | _last_answers(world)
     refresh = '"refresh": true' in intent["config"]
     problems: list[Violation] = []
     for earlier in before:
@@ -83,13 +84,34 @@ def _check_answers(
             continue  # it should not be there, and is a second copy
         if state != "landed":
             problems.append(Violation("b", f"{earlier.key} is sent while it is out in {batch}"))
-        elif earlier.identity in kept and not (
+        elif earlier.identity in answered and not (
             refresh and materialization != intent["materialization"]
         ):
             problems.append(
                 Violation("b", f"{earlier.key} is sent, but {batch} has answered it already")
             )
     return problems
+
+
+def _last_answers(world: "World") -> set[tuple[str, str]]:
+    """The last answer of each row that has landed: whether or not a table still holds it."""
+    landed = dict(
+        world.sql(
+            "SELECT batch_id, landed_at FROM claude_batch.chunks "
+            "WHERE state = 'landed' AND batch_id IS NOT NULL"
+        )
+    )
+    books = world.books
+    answers = [
+        request
+        for request in books.requests()
+        if request.batch_id in landed
+        and request.batch_id not in books.strays
+        and books.is_usable(request)
+        and not books.is_unreadable(request)
+    ]
+    answers.sort(key=lambda request: landed[request.batch_id])
+    return {request.identity for request in {each.key: each for each in answers}.values()}
 
 
 def check_done(

@@ -22,8 +22,8 @@ class Outside(Runs):
     def _events(self) -> dict[str, Callable[[], str | None]]:
         return {
             "change": self.world.change_row,
-            "add": self.world.add_row,
-            "remove": self.world.remove_row,
+            "add": self._add,
+            "remove": self._remove,
             "end batches": self._end_batches,
             "minutes": lambda: self._pass(self.random.uniform(10, 900)),
             "hours": lambda: self._pass(self.random.uniform(900, 6 * 3_600)),
@@ -39,6 +39,13 @@ class Outside(Runs):
             "wake": lambda: self._wake_one(early=False),
             "wake early": lambda: self._wake_one(early=True),
         }
+
+    def _add(self) -> str:
+        return self.world.load_again() if self.world.left else self.world.add_row()
+
+    def _remove(self) -> str:
+        reloads = self.circumstances.reloads
+        return self.world.truncate() if reloads else self.world.remove_row()
 
     def _end_batches(self) -> None:
         self.world.simulator.end_batches()

@@ -36,6 +36,10 @@ _SENT: Final = {("create", "after"), ("transact", "before")}
 """Where it is behind us, whatever came of it."""
 
 
+class EndlessError(Exception):
+    """A run goes on and on: there is no use in going on with the schedule."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """How a schedule went."""
@@ -205,16 +209,21 @@ class Schedule(Outside):
 
     def rest(self) -> None:
         """No faults any more: let everything come to rest, and look at what is left."""
-        self._come_to_rest()
+        try:
+            self._come_to_rest()
+        except EndlessError:
+            self.violations.append(Violation("f", "a run never ends"))
+            return
         self.violations += check_at_rest(self.world)
 
     def _come_to_rest(self) -> None:
         """Wake up what waits, then ask for all partitions until all is done."""
         self.is_calm = self.world.is_calm = True
         self._overlook_strays()
+        hurries = self.seed % 2 == 1  # a person materializes again before the sensor has settled
         for wake_ups in range(WAKE_UPS_TO_REST):
             self._let_pass(30 * 86_400.0 if wake_ups == WAKE_UPS_TO_REST // 2 else 3_600.0)
-            if not self.held or wake_ups % 4 == 3:
+            if wake_ups % 4 == 3 or not (self.held or (hurries and wake_ups == 0)):
                 self._settle()
                 self._finish_live()
             if not self.held:
@@ -228,6 +237,8 @@ class Schedule(Outside):
             self.violations.append(Violation("f", f"no rest after {WAKE_UPS_TO_REST} wake-ups"))
             return
         self._materialize_all()
+        if self.circumstances.reloads:
+            self._reload()
 
     def _overlook_strays(self) -> None:
         """What strayed in longer ago than anybody watches for it is nobody's fault."""
@@ -249,12 +260,19 @@ class Schedule(Outside):
             self._finish_live()
         self.violations.append(Violation("f", "the last materialization never ends"))
 
+    def _reload(self) -> None:
+        """The source is truncated, and loaded again: nothing of it is paid for again."""
+        self.say(f"--- {self.world.truncate()}")
+        self._materialize_all()
+        self.say(f"--- {self.world.load_again()}")
+        self._materialize_all()
+
     def _finish_live(self) -> None:
         for _ in range(TURNS):
             if not self.live:
                 return
             self._turn()
-        self.violations.append(Violation("f", "a run never ends"))
+        raise EndlessError
 
     def _let_pass(self, seconds: float) -> None:
         latest = [h.waiting.not_before for h in self.held if h.waiting and h.waiting.not_before]

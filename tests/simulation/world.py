@@ -126,6 +126,7 @@ class World:
     refused_alone: set[tuple[str, str]] = field(default_factory=set)
     hidden: dict[str, datetime] = field(default_factory=dict)
     letters: list[_Letter] = field(default_factory=list)
+    left: list[tuple[str, str, str | None]] = field(default_factory=list)
     say: Callable[[str], None] = lambda _: None
     at_create: Callable[[str, bytes], None] = lambda _run, _body: None
     is_calm: bool = False
@@ -211,10 +212,13 @@ class World:
             return self.change_row()
         number = self.random.choice(free)
         corpus, text = PARTITIONS[number % len(PARTITIONS)], self._text()
-        self.sql("INSERT INTO texts VALUES ($c, $i, $t)", c=corpus, i=f"r{number}", t=text)
-        self.additions += 1
-        self.added[f"r{number}"] = self.additions
+        self._insert(corpus, f"r{number}", text)
         return f"add r{number} to {corpus}: {text}"
+
+    def _insert(self, corpus: str, key: str, text: str | None) -> None:
+        self.sql("INSERT INTO texts VALUES ($c, $i, $t)", c=corpus, i=key, t=text)
+        self.additions += 1
+        self.added[key] = self.additions
 
     def change_row(self) -> str:
         key, text = self._any_row(), self._text()
@@ -225,6 +229,20 @@ class World:
         key = self._any_row()
         self.sql("DELETE FROM texts WHERE id = $key", key=key)
         return f"remove {key}"
+
+    def truncate(self) -> str:
+        """All rows leave, to be loaded again."""
+        gone = sorted(self.sql("DELETE FROM texts RETURNING corpus, id, text"))
+        self.left += gone
+        return f"truncate: {len(gone)} rows"
+
+    def load_again(self) -> str:
+        """The rows that have left come back as they were."""
+        for row in self.left:
+            self._insert(*row)
+        loaded = len(self.left)
+        self.left.clear()
+        return f"load again: {loaded} rows"
 
     def _any_row(self) -> str:
         rows = self.sql("SELECT id FROM texts ORDER BY id")
