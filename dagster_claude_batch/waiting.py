@@ -32,11 +32,7 @@ def materialize(
     if not context.selected_asset_keys:
         yield from finishing.check_results(run.key, asset.declaration, run.reports([]))
         return
-    materializations = run.engine.attach(
-        run.partitions,
-        MaterializationConfig(config.refresh, config.retry_failed),
-        is_given_up=partial(held_run.were_given_up, context.instance),
-    )
+    materializations = run.attach(config)
     if run.is_done(materializations):
         yield from finishing.finish(
             context, run.key, asset.declaration, run.reports(materializations)
@@ -84,6 +80,20 @@ class Run:
             return list(self.context.partition_keys)
         return [None]
 
+    def attach(self, config: ClaudeBatchConfig) -> Sequence[Materialization]:
+        """Find or begin what this run works on; a collecting run that cannot is tried again."""
+        try:
+            self._materializations = self.engine.attach(
+                self.partitions,
+                MaterializationConfig(config.refresh, config.retry_failed),
+                is_given_up=partial(held_run.were_given_up, self.context.instance),
+            )
+        except Exception:
+            if held_run.HELD_TAG in self.context.run.tags:
+                self._leave_to_another_try()
+            raise
+        return self._materializations
+
     def reports(self, materializations: Sequence[Materialization]) -> list[PartitionReport]:
         """How each partition stands."""
         declaration = self.asset.declaration
@@ -113,7 +123,6 @@ class Run:
         Raises:
             MaterializationCancelledError: Somebody else has cancelled it meanwhile.
         """
-        self._materializations = materializations
         try:
             is_done = self._advance()
         except BaseException as error:
@@ -123,9 +132,12 @@ class Run:
                 self._give_up()
             elif not self.engine.may_be_out(materializations):
                 self._undo()
+                self._say_settled("ended with an error")
+            elif isinstance(error, Exception):
+                self._leave_to_another_try()
             raise
         if is_done:
-            self._say_settled()
+            self._say_settled("results collected")
             if self.engine.is_cancelled(materializations):
                 raise MaterializationCancelledError(self.asset.declaration.asset)
         return is_done
@@ -200,12 +212,11 @@ class Run:
         tags = {held_run.GAVE_UP_TAG: self.asset.claude_resource}
         self.context.instance.add_run_tags(self.context.run.run_id, tags)
 
-    def _say_settled(self) -> None:
-        """Nothing is out any more, however the run ends."""
+    def _say_settled(self, said: str) -> None:
+        """Nothing is left to this run that somebody would have to look after, however it ends."""
         run = self.context.instance.get_run_by_id(self.context.run.run_id)
         if run is not None and held_run.SHORT_TAG in run.tags:
-            instance, state = self.context.instance, held_run.SETTLED
-            held_run.mark(instance, run.run_id, state, "results collected")
+            held_run.settle(self.context.instance, run, self.key, self._batch_assets(), said)
 
     def _announce_waiting_here(self) -> None:
         """Let the sensor know of this run, should it be killed while something is out."""
@@ -224,17 +235,52 @@ class Run:
         if self._held_id is not None:
             return
         self._require_sensor()
-        run, held_id = self.context.run, holding.held_run_id(self.context.run.run_id)
+        held_id = holding.held_run_id(self.context.run.run_id)
         self.engine.attach_run(held_id, self._materializations)
-        self._held_id = holding.make(
+        self._held_id = self._make()
+        self._note_attached(held_id)
+
+    def _make(self, *, has_failed: bool = False) -> str:
+        return holding.make(
             self.context.instance,
-            run,
+            self.context.run,
             asset_graph=self.context.repository_def.asset_graph,
             batch_assets=set(self._batch_assets()) - self._materialized_here(),
             claude_resource=self.asset.claude_resource,
+            has_failed=has_failed,
         )
-        attached = {held_run.attached_tag(self.key): run.run_id}
+
+    def _note_attached(self, held_id: str) -> None:
+        attached = {held_run.attached_tag(self.key): self.context.run.run_id}
         self.context.instance.add_run_tags(held_id, attached)
+
+    def _leave_to_another_try(self) -> None:
+        """Leave another run, unless one is there: something is out, and this one fails.
+
+        What keeps it from that must not take the place of the error that the run fails with.
+        """
+        try:
+            if self._held_id is None and self._can_be_held():
+                self._held_id = self._make(has_failed=True)
+                self._say_again(self._held_id)
+                self.engine.attach_run(self._held_id, self._materializations)
+                self._note_attached(self._held_id)
+        except Exception as error:  # noqa: BLE001  # see above
+            self.context.log.warning(f"No other run tries again by itself: {error}")
+        if self._held_id is not None:
+            self._say_settled(f"again by run {self._held_id[:8]}")
+
+    def _can_be_held(self) -> bool:
+        problem = sensor_problem(self.context, self.asset.claude_resource)
+        return problem is None and self._why_in_the_run() is None
+
+    def _say_again(self, held_id: str) -> None:
+        interval = timedelta(seconds=self.engine.claude.poll_interval_seconds)
+        run = self.context.run
+        moment = held_run.say_again(self.context.instance, held_id, run, interval)
+        self.context.log.info(
+            f"Something is out: run {held_id} tries again at {moment:%H:%M:%S} UTC."
+        )
 
     def _batch_assets(self) -> dict[dg.AssetKey, BatchAsset]:
         """The batch assets of the run."""
@@ -259,15 +305,15 @@ class Run:
     def _leave(self, waiting: Waiting) -> None:
         self._hold()
         held_id = str(self._held_id)
-        held_run.describe(self.context.instance, held_id, self.key, waiting)
+        partitions = len(self.partitions)
+        held_run.describe(self.context.instance, held_id, self.key, waiting, partitions=partitions)
         self.context.log.info(
             f"Out: {held_run.counted(len(waiting.batch_ids), 'batch', 'batches')} with "
             f"{held_run.counted(waiting.requests, 'request', 'requests')}. This run ends now; "
             f"run {held_id} waits in the queue and will collect the results."
         )
-        said = f"collected by run {held_id[:8]}"
-        # A run that left its successor behind has nothing that somebody would have to look after.
-        held_run.mark(self.context.instance, self.context.run.run_id, held_run.SETTLED, said)
+        run, said = self.context.run, f"collected by run {held_id[:8]}"
+        held_run.settle(self.context.instance, run, self.key, self._batch_assets(), said)
         for partition in self.partitions:
             self.context.log_event(
                 dg.AssetObservation(

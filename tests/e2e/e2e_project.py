@@ -121,6 +121,8 @@ alone = [
     asked("hurried", max_wait_hours=1),
     asked("hurried_and_tolerant", max_wait_hours=1, max_failure_rate=1.0),
     asked("moved_away"),
+    asked("brought_back"),
+    asked("brought_back_by_the_sensor"),
 ]
 
 

@@ -1,5 +1,6 @@
 """What the end-to-end tests act on: a real Dagster, the simulator that it asks, and DuckDB."""
 
+import re
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -189,6 +190,12 @@ class Stage:
         for run_id in run_ids:
             ended = self.dagster.wait_for_run(run_id)
             assert ended.status == "CANCELED", "\n".join(self.dagster.run_messages(run_id))
+
+    def pid_of(self, run_id: str) -> int:
+        """The process in which a run is at work."""
+        messages = "\n".join(self.dagster.run_messages(run_id))
+        (pid,) = set(re.findall(r"in process \(pid: (\d+)\)", messages))
+        return int(pid)
 
     def held_runs_of(self, run_id: str) -> list[Run]:
         """The run that a run has made to collect, if there is one."""

@@ -19,7 +19,7 @@ def test_a_backfill_waits_without_a_run_in_progress_and_then_materializes_everyt
         timeout=180,
         what="the three runs that submit",
     )
-    stage.wait_until_seen("3 runs wait for 3 batches")
+    stage.wait_until_seen("3 runs with 3 partitions wait for 3 batches")
 
     materializing = dict.fromkeys(CITIES, "materializing")
     assert dagster.partition_statuses("backfilled") == materializing

@@ -332,6 +332,28 @@ def test_tags_can_be_added_to_a_queued_run_and_replace_those_of_the_same_name(
     assert (tags["team"], tags["dagster/priority"]) == ("data", "3")
 
 
+def test_one_run_after_the_other_tries_again_up_to_a_limit(instance: Instance) -> None:
+    run, fruitless = instance.maker, list[int]()
+
+    def make() -> str:
+        return holding.make(
+            instance.dagster,
+            run,
+            asset_graph=REPOSITORY.asset_graph,
+            batch_assets=[dg.AssetKey("ratings")],
+            claude_resource="claude_batch",
+            has_failed=True,
+        )
+
+    for _ in range(holding.MOST_FRUITLESS):
+        run = instance.run(make())
+        fruitless.append(held_run.read(run).fruitless)
+
+    assert fruitless == [1, 2, 3, 4, 5]
+    with pytest.raises(RuntimeError, match="6 runs in a row have ended without having sent"):
+        make()
+
+
 def test_queued_runs_are_found_by_hidden_tags_newest_first(instance: Instance) -> None:
     ours = {held_run.HELD_TAG: "claude_batch", held_run.STATE_TAG: held_run.WAITING}
     older = instance.enqueue(tags=ours)
