@@ -12,8 +12,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Final, Literal, TypeAlias
 
 import dagster as dg
-from dagster._core.storage.tags import PRIORITY_TAG
 
+from dagster_claude_batch.dagster_internals import PRIORITY_TAG
 from dagster_claude_batch.workbench import Waiting
 
 POOL_PREFIX: Final = "waiting_for_claude_batch/"

@@ -9,26 +9,9 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import dagster as dg
-from dagster._core.errors import DagsterRunAlreadyExists
-from dagster._core.events import DagsterEvent
-from dagster._core.run_coordinator.queued_run_coordinator import QueuedRunCoordinator
-from dagster._core.storage.tags import (
-    AUTO_RETRY_RUN_ID_TAG,
-    GRPC_INFO_TAG,
-    PARENT_RUN_ID_TAG,
-    PRIORITY_TAG,
-    RESUME_RETRY_TAG,
-    RETRY_NUMBER_TAG,
-    ROOT_RUN_ID_TAG,
-    RUN_FAILURE_REASON_TAG,
-    RUN_KEY_TAG,
-    RUN_WORKER_ID_TAG,
-    SENSOR_NAME_TAG,
-    TICK_ID_TAG,
-    WILL_RETRY_TAG,
-)
 
-from dagster_claude_batch import held_run
+from dagster_claude_batch import dagster_internals, held_run
+from dagster_claude_batch.dagster_internals import NOT_COPIED, PRIORITY_TAG
 
 if TYPE_CHECKING:
     from dagster._core.definitions.assets.graph.base_asset_graph import BaseAssetGraph
@@ -36,24 +19,6 @@ if TYPE_CHECKING:
 
 MOST_FRUITLESS: Final = 5
 """So many runs in a chain may end without having sent or collected, before it is given up."""
-
-_NOT_COPIED: Final = frozenset(
-    {
-        AUTO_RETRY_RUN_ID_TAG,
-        GRPC_INFO_TAG,
-        PARENT_RUN_ID_TAG,
-        PRIORITY_TAG,
-        RESUME_RETRY_TAG,
-        RETRY_NUMBER_TAG,
-        ROOT_RUN_ID_TAG,
-        RUN_FAILURE_REASON_TAG,
-        RUN_KEY_TAG,
-        RUN_WORKER_ID_TAG,
-        SENSOR_NAME_TAG,
-        TICK_ID_TAG,
-        WILL_RETRY_TAG,
-    }
-)
 
 
 def held_run_id(maker_run_id: str) -> str:
@@ -68,10 +33,17 @@ def why_not(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str | None:
     """
     if instance.is_ephemeral:
         return "the Dagster instance is ephemeral"
-    if not isinstance(instance.run_coordinator, QueuedRunCoordinator):
+    lacking = dagster_internals.missing(instance)
+    if lacking is not None:
+        return f"Dagster {dg.__version__} has no {lacking}, which runs that wait in the queue need"
+    if not dagster_internals.queues_runs(instance):
         return "the instance's run coordinator does not queue runs"
     if run.remote_job_origin is None:
         return "the run was not launched through a code location"
+    return _why_queue_not(instance)
+
+
+def _why_queue_not(instance: dg.DagsterInstance) -> str | None:
     queue = instance.get_concurrency_config().run_queue_config
     if queue is None or not queue.should_block_op_concurrency_limited_runs:
         return "the run queue does not look at pools (block_op_concurrency_limited_runs)"
@@ -134,7 +106,7 @@ def make(
             job_code_origin=run.job_code_origin,
             asset_graph=asset_graph,
         )
-    except DagsterRunAlreadyExists:
+    except dagster_internals.already_exists_error():
         return held_id
     concurrency = held.run_op_concurrency
     if concurrency is None or set(concurrency.root_key_counts) != {pool}:
@@ -146,7 +118,9 @@ def make(
 
 def enqueue(instance: dg.DagsterInstance, held: dg.DagsterRun) -> None:
     """Put a held run into the queue."""
-    instance.report_dagster_event(DagsterEvent.job_enqueue(held), run_id=held.run_id)
+    instance.report_dagster_event(
+        dagster_internals.event_class().job_enqueue(held), run_id=held.run_id
+    )
 
 
 def undo(instance: dg.DagsterInstance, maker_run_id: str) -> None:
@@ -214,7 +188,7 @@ def _tags(
     copied = {
         key: value
         for key, value in run.tags.items()
-        if key not in {*_NOT_COPIED, held_run.SHORT_TAG, held_run.LONG_TAG}
+        if key not in {*NOT_COPIED, held_run.SHORT_TAG, held_run.LONG_TAG}
         and not key.startswith(held_run.OURS)
     }
     return {

@@ -12,10 +12,10 @@ from typing import Any, Final
 import anthropic
 import dagster as dg
 import httpx2
-from dagster._core.storage.tags import PARTITION_NAME_TAG, WILL_RETRY_TAG
 
 from dagster_claude_batch import held_run, holding
 from dagster_claude_batch.batch_asset import batch_asset_keys
+from dagster_claude_batch.dagster_internals import PARTITION_NAME_TAG, WILL_RETRY_TAG
 from dagster_claude_batch.doubt import UNSEEN
 from dagster_claude_batch.errors import ClaudeBatchError
 from dagster_claude_batch.held_run import HeldRun

@@ -8,12 +8,12 @@ from functools import partial
 from typing import Any, Final, Literal
 
 import dagster as dg
-from dagster._core.storage.tags import PARENT_RUN_ID_TAG, RETRY_NUMBER_TAG
 
 from dagster_claude_batch import finishing, held_run, holding, ledger
 from dagster_claude_batch.advance import Engine
 from dagster_claude_batch.batch_asset import BatchAsset, batch_asset, engine_for
 from dagster_claude_batch.config import ClaudeBatchConfig
+from dagster_claude_batch.dagster_internals import PARENT_RUN_ID_TAG, RETRY_NUMBER_TAG
 from dagster_claude_batch.errors import MaterializationCancelledError, NoSensorError
 from dagster_claude_batch.ledger import Materialization, MaterializationConfig
 from dagster_claude_batch.report import PartitionReport, partitions_with_rows, report_on
