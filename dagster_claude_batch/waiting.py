@@ -319,7 +319,7 @@ class Run:
                 dg.AssetObservation(
                     self.key,
                     partition=partition,
-                    description="Waiting for Claude batches.",
+                    description=_waits_for(waiting, held_id),
                     metadata={
                         "waiting_for_batches": len(waiting.batch_ids),
                         "waiting_for_requests": waiting.requests,
@@ -354,6 +354,18 @@ class Run:
             )
             time.sleep(max(0.01, pause.total_seconds()))
             left = self.engine.advance(self._materializations)
+
+
+def _waits_for(waiting: Waiting, held_id: str) -> str:
+    """What an observation says of a wait that begins."""
+    out = held_run.counted(len(waiting.batch_ids), "Claude batch", "Claude batches")
+    requests = held_run.counted(waiting.requests, "request", "requests")
+    unsent = held_run.counted(waiting.unsent, "chunk is", "chunks are")
+    more = f" {unsent} not sent yet." if waiting.unsent else ""
+    return (
+        f"Waiting for {out} with {requests}.{more} Run {held_id[:8]} stays queued meanwhile and "
+        "collects the results; terminating it cancels the batches."
+    )
 
 
 def sensor_problem(context: dg.AssetExecutionContext, claude_resource: str) -> str | None:

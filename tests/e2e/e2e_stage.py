@@ -25,6 +25,8 @@ run_coordinator:
     dequeue_interval_seconds: 1
 run_retries:
   enabled: true
+nux:
+  enabled: false
 """
 
 
