@@ -71,9 +71,6 @@ def at_the_end(stage: Stage, waiting: Snapshot) -> Snapshot:
 def test_eager_asks_once_and_what_is_downstream_runs_after_the_results_exist(
     stage: Stage, waiting: Snapshot, at_the_end: Snapshot
 ) -> None:
-    record("automation: eager", waiting["eager"], at_the_end["eager"])
-    record("automation: eager, downstream", waiting["eager_count"], at_the_end["eager_count"])
-
     assert waiting["eager"] == Shown({"materializing": 1}, queued=1, batches_out=1)
     assert waiting["eager_count"] == Shown({"materializing": 1}, queued=1)
     assert at_the_end["eager"] == at_the_end["eager_count"] == Shown({"materialized": 1})
@@ -82,17 +79,13 @@ def test_eager_asks_once_and_what_is_downstream_runs_after_the_results_exist(
         event.metadata["rows"] for event in stage.dagster.asset_materializations("eager_count")
     ] == [ROWS]
 
+    record("automation: eager", waiting["eager"], at_the_end["eager"])
+    record("automation: eager, downstream", waiting["eager_count"], at_the_end["eager_count"])
+
 
 def test_on_missing_asks_once_and_an_eager_downstream_runs_after_the_results_exist(
     stage: Stage, waiting: Snapshot, at_the_end: Snapshot
 ) -> None:
-    record("automation: on_missing", waiting["arriving"], at_the_end["arriving"])
-    record(
-        "automation: on_missing, downstream in a later run",
-        waiting["arriving_count"],
-        at_the_end["arriving_count"],
-    )
-
     assert waiting["arriving"] == Shown({"materializing": 1}, queued=1, batches_out=1)
     assert waiting["arriving_count"] == Shown({"missing": 1})
     assert at_the_end["arriving"] == at_the_end["arriving_count"] == Shown({"materialized": 1})
@@ -101,16 +94,23 @@ def test_on_missing_asks_once_and_an_eager_downstream_runs_after_the_results_exi
         event.metadata["rows"] for event in stage.dagster.asset_materializations("arriving_count")
     ] == [ROWS]
 
+    record("automation: on_missing", waiting["arriving"], at_the_end["arriving"])
+    record(
+        "automation: on_missing, downstream in a later run",
+        waiting["arriving_count"],
+        at_the_end["arriving_count"],
+    )
+
 
 def test_a_condition_that_only_looks_for_what_is_missing_and_not_in_progress_asks_once(
     stage: Stage, waiting: Snapshot, at_the_end: Snapshot
 ) -> None:
-    record("automation: missing() & ~in_progress()", waiting["naive"], at_the_end["naive"])
-
     assert waiting["naive"] == Shown({"materializing": 3}, "REQUESTED", queued=1, batches_out=1)
     assert at_the_end["naive"] == Shown({"materialized": 3}, "COMPLETED_SUCCESS")
     assert _submissions(stage, "naive") == (1, 3 * ROWS)
     assert len(stage.dagster.runs_of("naive")) == 2
+
+    record("automation: missing() & ~in_progress()", waiting["naive"], at_the_end["naive"])
 
 
 @pytest.mark.parametrize(
@@ -123,13 +123,13 @@ def test_a_condition_that_only_looks_for_what_is_missing_and_not_in_progress_ask
 def test_what_asks_at_fixed_times_joins_the_batch_that_is_still_out(
     stage: Stage, waiting: Snapshot, at_the_end: Snapshot, asset: str, situation: str
 ) -> None:
-    record(situation, waiting[asset], at_the_end[asset])
-
     assert (waiting[asset].partitions, waiting[asset].batches_out) == ({"materializing": 1}, 1)
     assert waiting[asset].queued >= 2
     assert at_the_end[asset] == Shown({"materialized": 1})
     assert _submissions(stage, asset) == (1, ROWS)
     assert {run.status for run in stage.dagster.runs_of(asset)} == {"SUCCESS"}
+
+    record(situation, waiting[asset], at_the_end[asset])
 
 
 def test_on_cron_runs_what_is_downstream_after_the_results_exist(

@@ -34,7 +34,6 @@ def test_a_backfill_waits_without_a_run_in_progress_and_then_materializes_everyt
     backfill = dagster.wait_for_backfill(backfill_id)
 
     at_the_end = stage.shown("backfilled", backfill_id)
-    record("partitions: all, one run each", waiting, at_the_end)
     assert at_the_end == Shown({"materialized": 3}, "COMPLETED_SUCCESS")
     assert stage.shown("backfilled_read") == Shown({"materialized": 3})
     assert (backfill.materialized, backfill.failed) == (6, 0)
@@ -45,6 +44,8 @@ def test_a_backfill_waits_without_a_run_in_progress_and_then_materializes_everyt
     assert stage.sql("SELECT DISTINCT _partition, response FROM backfilled_read ORDER BY ALL") == [
         (city, "BACKFILLED NICE") for city in CITIES
     ]
+
+    record("partitions: all, one run each", waiting, at_the_end)
 
 
 def test_a_partition_fails_above_the_failure_rate_and_only_its_failed_rows_are_sent_to_cure_it(
@@ -97,7 +98,6 @@ def test_a_partition_fails_above_the_failure_rate_and_only_its_failed_rows_are_s
     stage.simulator.end_batches()
     stage.wait_until_over("failing", backfill_id)
     at_the_end = stage.shown("failing", backfill_id)
-    record("partitions: scattered failed ones", waiting, at_the_end)
 
     assert waiting == Shown(
         {"materializing": 2, "materialized": 1}, "REQUESTED", queued=2, batches_out=2
@@ -108,6 +108,8 @@ def test_a_partition_fails_above_the_failure_rate_and_only_its_failed_rows_are_s
     ]
     assert stage.sql("SELECT count(*) FROM failing") == [(300,)]
     assert stage.sql("SELECT count(*) FROM failing_failures") == [(0,)]
+
+    record("partitions: scattered failed ones", waiting, at_the_end)
 
 
 def test_a_range_of_partitions_is_materialized_by_one_run(stage: Stage) -> None:
@@ -125,10 +127,11 @@ def test_a_range_of_partitions_is_materialized_by_one_run(stage: Stage) -> None:
     stage.simulator.end_batches()
     stage.succeed(held.run_id)
     at_the_end = stage.shown("in_one_run")
-    record("partitions: a range, in one run", waiting, at_the_end)
 
     assert waiting == Shown({"materializing": 3}, queued=1, batches_out=1)
     assert at_the_end == Shown({"materialized": 3})
     assert stage.sql("SELECT _partition, count(*) FROM in_one_run GROUP BY 1 ORDER BY 1") == [
         (city, 10) for city in CITIES
     ]
+
+    record("partitions: a range, in one run", waiting, at_the_end)

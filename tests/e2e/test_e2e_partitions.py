@@ -59,11 +59,12 @@ def test_one_partition_is_materializing_until_its_results_are_there(
     shown: dict[str, tuple[Shown, Shown]], asset: str, others: int
 ) -> None:
     waiting, at_the_end = shown[asset]
-    record(SITUATIONS[asset], waiting, at_the_end)
 
     missing = {"missing": others} if others else {}
     assert waiting == Shown({"materializing": 1, **missing}, queued=1, batches_out=1)
     assert at_the_end == Shown({"materialized": 1, **missing})
+
+    record(SITUATIONS[asset], waiting, at_the_end)
 
 
 def test_an_asset_without_partitions_is_read_downstream(stage: Stage) -> None:

@@ -105,26 +105,20 @@ def at_the_end(stage: Stage, backfills: dict[str, str], an_hour_before: Snapshot
 def test_several_partitions_wait_in_one_run_for_each_range_that_the_policy_makes(
     stage: Stage, waiting: Snapshot, at_the_end: Snapshot
 ) -> None:
-    record(
-        "backfill policy: multi run, several partitions", waiting["several"], at_the_end["several"]
-    )
-
     assert waiting["several"] == Shown(
         {"materializing": 3, "missing": 2}, "REQUESTED", queued=2, batches_out=2
     )
     assert at_the_end["several"] == Shown({"materialized": 3, "missing": 2}, "COMPLETED_SUCCESS")
     assert len(stage.sent("several")) == 3
 
+    record(
+        "backfill policy: multi run, several partitions", waiting["several"], at_the_end["several"]
+    )
+
 
 def test_what_was_asked_of_a_dynamic_key_that_is_deleted_meanwhile_is_landed(
     stage: Stage, waiting: Snapshot, at_the_end: Snapshot
 ) -> None:
-    record(
-        "backfill policy: a dynamic key deleted during the wait",
-        waiting["of_customers"],
-        at_the_end["of_customers"],
-    )
-
     assert waiting["of_customers"] == Shown({"materializing": 1}, queued=1, batches_out=1)
     assert at_the_end["of_customers"] == Shown({"materialized": 1})
     assert stage.sql("SELECT _partition, count(*) FROM of_customers GROUP BY 1") == [("anna", 2)]
@@ -133,29 +127,28 @@ def test_what_was_asked_of_a_dynamic_key_that_is_deleted_meanwhile_is_landed(
     message = "\n".join(stage.dagster.run_messages(collecting.run_id))
     assert "no partitions of the asset any more: 'anna'. What was answered is in " in message
 
+    record(
+        "backfill policy: a dynamic key deleted during the wait",
+        waiting["of_customers"],
+        at_the_end["of_customers"],
+    )
+
 
 def test_two_batch_assets_in_one_run_are_collected_by_one_run(
     stage: Stage, waiting: Snapshot, at_the_end: Snapshot
 ) -> None:
-    record("in one run: two batch assets", waiting["twin_one"], at_the_end["twin_one"])
-
     for asset in ("twin_one", "twin_two"):
         assert waiting[asset] == Shown({"materializing": 1}, queued=1, batches_out=1)
         assert at_the_end[asset] == Shown({"materialized": 1})
         assert stage.sql(f"SELECT count(*) FROM {asset}") == [(2,)]
     assert [run.status for run in stage.dagster.runs_of("twin_one")] == ["SUCCESS", "SUCCESS"]
 
+    record("in one run: two batch assets", waiting["twin_one"], at_the_end["twin_one"])
+
 
 def test_an_unpartitioned_downstream_of_a_backfill_runs_when_all_partitions_have_their_results(
     stage: Stage, waiting: Snapshot, at_the_end: Snapshot
 ) -> None:
-    record("in one run: partitions", waiting["summed"], at_the_end["summed"])
-    record(
-        "in one run: an unpartitioned downstream of partitions, in the same backfill",
-        waiting["summed_count"],
-        at_the_end["summed_count"],
-    )
-
     assert waiting["summed"] == Shown(
         {"materializing": 2, "missing": 1}, "REQUESTED", queued=2, batches_out=2
     )
@@ -165,23 +158,28 @@ def test_an_unpartitioned_downstream_of_a_backfill_runs_when_all_partitions_have
     (event,) = stage.dagster.asset_materializations("summed_count")
     assert event.metadata["rows"] == 6
 
+    record("in one run: partitions", waiting["summed"], at_the_end["summed"])
+    record(
+        "in one run: an unpartitioned downstream of partitions, in the same backfill",
+        waiting["summed_count"],
+        at_the_end["summed_count"],
+    )
+
 
 def test_of_ten_partitions_in_one_run_the_good_ones_are_materialized_and_the_bad_ones_fail(
     stage: Stage, waiting: Snapshot, at_the_end: Snapshot
 ) -> None:
-    record("partly failing: the partitions", waiting["partly"], at_the_end["partly"])
-
     assert waiting["partly"] == Shown({"materializing": 10}, "REQUESTED", queued=1, batches_out=1)
     assert at_the_end["partly"] == Shown({"materialized": 7, "failed": 3}, "COMPLETED_FAILED")
     statuses = stage.dagster.partition_statuses("partly")
     assert {shop for shop, status in statuses.items() if status == "failed"} == BAD_SHOPS
 
+    record("partly failing: the partitions", waiting["partly"], at_the_end["partly"])
+
 
 def test_what_is_downstream_of_partitions_that_failed_in_the_same_run_does_not_run_and_it_is_said(
     stage: Stage, waiting: Snapshot, at_the_end: Snapshot
 ) -> None:
-    record("partly failing: downstream", waiting["partly_count"], at_the_end["partly_count"])
-
     assert waiting["partly_count"] == Shown({"materializing": 10}, "REQUESTED", queued=1)
     assert at_the_end["partly_count"] == Shown({"failed": 10}, "COMPLETED_FAILED")
     collecting, _ = stage.dagster.runs_of("partly")
@@ -190,23 +188,23 @@ def test_what_is_downstream_of_partitions_that_failed_in_the_same_run_does_not_r
     assert "Materialized all the same: shop_0, shop_1, shop_4" in message
     assert "not run for any partition: partly_count. Materialize that for the " in message
 
+    record("partly failing: downstream", waiting["partly_count"], at_the_end["partly_count"])
+
 
 def test_a_year_of_days_waits_in_one_run(
     stage: Stage, waiting: Snapshot, at_the_end: Snapshot
 ) -> None:
-    record("many: 365 days in one run", waiting["year"], at_the_end["year"])
-
     assert waiting["year"] == Shown({"materializing": 365}, "REQUESTED", queued=1, batches_out=1)
     assert at_the_end["year"] == Shown({"materialized": 365}, "COMPLETED_SUCCESS")
     assert stage.sql("SELECT count(*), count(DISTINCT _partition) FROM year") == [(365, 365)]
     assert len(stage.sent("year")) == 365
 
+    record("many: 365 days in one run", waiting["year"], at_the_end["year"])
+
 
 def test_a_partition_whose_batch_ends_an_hour_before_the_others_is_there_an_hour_before(
     stage: Stage, waiting: Snapshot, an_hour_before: Snapshot, at_the_end: Snapshot
 ) -> None:
-    record("many: a batch an hour older", waiting["staggered"], an_hour_before["staggered"])
-
     assert waiting["staggered"] == Shown(
         {"materializing": 2, "missing": 1}, queued=2, batches_out=2
     )
@@ -219,6 +217,12 @@ def test_a_partition_whose_batch_ends_an_hour_before_the_others_is_there_an_hour
         ("amsterdam", 3),
         ("berlin", 3),
     ]
+
+    record(
+        "many: two partitions, the batch of one has ended an hour before the other's",
+        an_hour_before["staggered"],
+        at_the_end["staggered"],
+    )
 
 
 @pytest.mark.exhaustive
@@ -237,8 +241,9 @@ def test_a_year_of_days_waits_in_a_run_for_each_day(stage: Stage) -> None:
     stage.simulator.end_batches()
     stage.wait_until_over("year_day_by_day", backfill_id, timeout=3 * HOUR)
     at_the_end = stage.shown("year_day_by_day", backfill_id)
-    record("many: 365 days, one run each", waiting, at_the_end)
 
     assert waiting == Shown({"materializing": 365}, "REQUESTED", queued=365, batches_out=365)
     assert at_the_end == Shown({"materialized": 365}, "COMPLETED_SUCCESS")
     assert len(stage.sent("year_day_by_day")) == 365
+
+    record("many: 365 days, one run each", waiting, at_the_end)

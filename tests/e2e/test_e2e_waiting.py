@@ -76,7 +76,6 @@ def test_what_else_was_selected_runs_once_and_what_is_downstream_runs_after_the_
     others = {each: stage.dagster.asset_status(f"mixed_{each}") for each in (*at_once, *later)}
     stage.simulator.end_batches()
     stage.succeed(held.run_id)
-    record("in one run: upstream, two downstreams, siblings", waiting, stage.shown("mixed"))
 
     assert waiting == Shown({"materializing": 1}, queued=1, batches_out=1)
     assert others == {
@@ -97,6 +96,8 @@ def test_what_else_was_selected_runs_once_and_what_is_downstream_runs_after_the_
         (f"MIXED {number}",) for number in range(10)
     ]
 
+    record("in one run: upstream, two downstreams, siblings", waiting, stage.shown("mixed"))
+
 
 def test_a_batch_asset_asks_about_the_answers_of_another_and_nothing_runs_twice(
     stage: Stage,
@@ -111,8 +112,6 @@ def test_a_batch_asset_asks_about_the_answers_of_another_and_nothing_runs_twice(
     while_the_second_is_out = [stage.shown(asset) for asset in ("translated", "rated")]
     run = stage.see_through(first.run_id)
     at_the_end = [stage.shown(asset) for asset in ("translated", "rated")]
-    record("in one run: a batch asset", while_the_first_is_out[0], at_the_end[0])
-    record("in one run: a batch asset downstream of it", while_the_second_is_out[1], at_the_end[1])
 
     assert while_the_first_is_out == [
         Shown({"materializing": 1}, queued=1, batches_out=1),
@@ -129,6 +128,9 @@ def test_a_batch_asset_asks_about_the_answers_of_another_and_nothing_runs_twice(
         asset: len(stage.dagster.asset_materializations(asset))
         for asset in ("translated", "translated_sibling", "rated")
     } == {"translated": 1, "translated_sibling": 1, "rated": 1}
+
+    record("in one run: a batch asset", while_the_first_is_out[0], at_the_end[0])
+    record("in one run: a batch asset downstream of it", while_the_second_is_out[1], at_the_end[1])
 
 
 def test_three_launches_of_a_partition_at_once_send_it_once_and_all_end_well(stage: Stage) -> None:
