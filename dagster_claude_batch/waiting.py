@@ -305,9 +305,10 @@ class Run:
 
     def _batch_assets(self) -> dict[dg.AssetKey, BatchAsset]:
         """The batch assets of the run."""
-        in_run = self.context.job_def.asset_layer.executable_asset_keys
-        definitions = self.context.repository_def.assets_defs_by_key
-        found = {key: batch_asset(definitions[key]) for key in in_run if key in definitions}
+        # Not the repository's: `dg.materialize` has none.
+        graph = self.context.job_def.asset_layer.asset_graph
+        in_run = graph.executable_asset_keys
+        found = {key: batch_asset(graph.get(key).assets_def) for key in in_run}
         return {key: asset for key, asset in found.items() if asset is not None}
 
     def _materialized_here(self) -> set[dg.AssetKey]:
