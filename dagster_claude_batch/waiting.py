@@ -34,8 +34,9 @@ def materialize(
         return
     materializations = run.attach(config)
     if run.is_done(materializations):
+        reports = run.reports(materializations)
         yield from finishing.finish(
-            context, run.key, asset.declaration, run.reports(materializations)
+            context, run.key, asset.declaration, reports, deleted=run.deleted_partitions
         )
 
 
@@ -75,10 +76,30 @@ class Run:
 
     @property
     def partitions(self) -> list[str | None]:
-        """The run's partition keys, also of a range; (None,) without partitions."""
-        if self.context.has_partition_key or self.context.has_partition_key_range:
+        """The run's partition keys, also of a range; (None,) without partitions.
+
+        Dagster names those of a single partition, and a range, only while its keys exist.
+        """
+        if self.context.has_partition_key:
+            return [self.context.partition_key]
+        if not self.context.has_partition_key_range:
+            return [None]
+        try:
             return list(self.context.partition_keys)
-        return [None]
+        except dg.DagsterInvalidInvocationError:
+            known = self.engine.partitions_of_run()
+            if not known:
+                raise
+            return known
+
+    @property
+    def deleted_partitions(self) -> list[str]:
+        """Those of the run's keys that the asset has no more: somebody deleted them meanwhile."""
+        definition = self.asset.partitions_def
+        if definition is None:
+            return []
+        keys = set(definition.get_partition_keys(dynamic_partitions_store=self.context.instance))
+        return [key for key in self.partitions if key is not None and key not in keys]
 
     def attach(self, config: ClaudeBatchConfig) -> Sequence[Materialization]:
         """Find or begin what this run works on; a collecting run that cannot is tried again."""
@@ -284,9 +305,10 @@ class Run:
 
     def _batch_assets(self) -> dict[dg.AssetKey, BatchAsset]:
         """The batch assets of the run."""
-        in_run = self.context.job_def.asset_layer.executable_asset_keys
-        definitions = self.context.repository_def.assets_defs_by_key
-        found = {key: batch_asset(definitions[key]) for key in in_run if key in definitions}
+        # Not the repository's: `dg.materialize` has none.
+        graph = self.context.job_def.asset_layer.asset_graph
+        in_run = graph.executable_asset_keys
+        found = {key: batch_asset(graph.get(key).assets_def) for key in in_run}
         return {key: asset for key, asset in found.items() if asset is not None}
 
     def _materialized_here(self) -> set[dg.AssetKey]:

@@ -2,7 +2,7 @@
 
 _RUN = """
 fragment RunFields on Run {
-  runId status creationTime
+  runId status creationTime jobName
   tags { key value }
   assetSelection { path }
 }
@@ -138,6 +138,16 @@ query ($assetKey: AssetKeyInput!) {
 }
 """
 
+LATEST = """
+query ($assetKeys: [AssetKeyInput!]!) {
+  assetsLatestInfo(assetKeys: $assetKeys) {
+    unstartedRunIds inProgressRunIds
+    latestMaterialization { runId }
+    latestRun { runId status }
+  }
+}
+"""
+
 ASSET_EVENTS = (
     _EVENT
     + """
@@ -263,6 +273,47 @@ mutation ($selector: SensorSelector!) {
 STOP_SENSOR = """
 mutation ($id: String!) {
   stopSensor(id: $id) {
+    __typename
+    ... on Error { message }
+  }
+}
+"""
+
+START_SCHEDULE = """
+mutation ($selector: ScheduleSelector!) {
+  startSchedule(scheduleSelector: $selector) {
+    __typename
+    ... on ScheduleStateResult { scheduleState { id } }
+    ... on Error { message }
+  }
+}
+"""
+
+STOP_SCHEDULE = """
+mutation ($id: String!) {
+  stopRunningSchedule(id: $id) {
+    __typename
+    ... on Error { message }
+  }
+}
+"""
+
+ADD_PARTITION = """
+mutation ($repository: RepositorySelector!, $name: String!, $key: String!) {
+  addDynamicPartition(
+    repositorySelector: $repository, partitionsDefName: $name, partitionKey: $key
+  ) {
+    __typename
+    ... on Error { message }
+  }
+}
+"""
+
+DELETE_PARTITIONS = """
+mutation ($repository: RepositorySelector!, $name: String!, $keys: [String!]!) {
+  deleteDynamicPartitions(
+    repositorySelector: $repository, partitionsDefName: $name, partitionKeys: $keys
+  ) {
     __typename
     ... on Error { message }
   }

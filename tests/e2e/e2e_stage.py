@@ -1,6 +1,7 @@
 """What the end-to-end tests act on: a real Dagster, the simulator that it asks, and DuckDB."""
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import duckdb
 from dagster_driver import DagsterDriver, Run
 from e2e_gates import Gate
 from e2e_simulated import CURED
+from e2e_situations import Shown
 
 from dagster_claude_batch import held_run
 from dagster_claude_batch.simulator import Batch, Simulator
@@ -142,6 +144,41 @@ class Stage:
             lambda: sum(t.timestamp > since for t in self.dagster.ticks(sensor, limit=20)) > count,
             timeout=180,
             what=f"ticks of {sensor}",
+        )
+
+    def shown(self, asset: str, backfill: str | None = None) -> Shown:
+        """What Dagster shows of an asset, of its runs and of its batches, at this moment."""
+        runs = self.dagster.runs_of(asset)
+        return Shown(
+            partitions=dict(Counter(self.dagster.statuses(asset))),
+            backfill=None if backfill is None else self.dagster.backfill(backfill).status,
+            started=sum(run.is_in_progress for run in runs),
+            queued=sum(not (run.is_in_progress or run.is_ended) for run in runs),
+            batches_out=sum(batch.ended_at is None for batch in self.batches_of(asset)),
+        )
+
+    def wait_until_it_waits(self, asset: str, runs: int = 1, *, timeout: float = 240) -> None:
+        """Wait until so many runs of an asset are in the queue, something is out, and no run is
+        in progress.
+        """
+
+        def waits() -> bool:
+            shown = self.shown(asset)
+            return (shown.started, shown.queued) == (0, runs) and shown.batches_out > 0
+
+        self.dagster.wait_for(waits, timeout=timeout, every=1, what=f"{runs} held runs of {asset}")
+
+    def wait_until_over(
+        self, asset: str, backfill: str | None = None, *, timeout: float = 240
+    ) -> None:
+        """Wait until every run of an asset has ended, and the backfill too."""
+        if backfill is not None:
+            self.dagster.wait_for_backfill(backfill, timeout=timeout)
+        self.dagster.wait_for(
+            lambda: all(run.is_ended for run in self.dagster.runs_of(asset)),
+            timeout=timeout,
+            every=1,
+            what=f"the runs of {asset} to end",
         )
 
     def cure(self) -> None:
