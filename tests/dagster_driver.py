@@ -33,6 +33,21 @@ __all__ = [
 
 RUN_TIMEOUT = 180.0
 
+TERMINATE_RUNS = """
+mutation ($runIds: [String!]!) {
+  terminateRuns(runIds: $runIds, terminatePolicy: SAFE_TERMINATE) {
+    __typename
+    ... on Error { message }
+  }
+}
+"""
+SET_POOL_LIMIT = """
+mutation ($pool: String!, $limit: Int!) { setConcurrencyLimit(concurrencyKey: $pool, limit: $limit) }
+"""
+DELETE_POOL_LIMIT = """
+mutation ($pool: String!) { deleteConcurrencyLimit(concurrencyKey: $pool) }
+"""
+
 
 class DagsterDriver(LocalDagster):
     """A Dagster of its own in a directory of its own, gone when the context is left.
@@ -127,6 +142,18 @@ class DagsterDriver(LocalDagster):
     def backfill_runs(self, backfill_id: str, *, statuses: Sequence[RunStatus] = ()) -> list[Run]:
         """Return the runs tagged with a backfill, newest first."""
         return self.runs(statuses=statuses, tags={"dagster/backfill": backfill_id})
+
+    def terminate_all(self, runs: Sequence[Run]) -> None:
+        """Terminate runs as "Terminate all" on the Runs page does."""
+        self._call(TERMINATE_RUNS, runIds=[run.run_id for run in runs])
+
+    def set_pool_limit(self, pool: str, limit: int) -> None:
+        """Set a pool's limit, as Deployment → Concurrency does."""
+        assert self._call(SET_POOL_LIMIT, pool=pool, limit=limit)
+
+    def delete_pool_limit(self, pool: str) -> None:
+        """Delete a pool's limit, as Deployment → Concurrency does."""
+        assert self._call(DELETE_POOL_LIMIT, pool=pool)
 
     def _print_log(self) -> None:
         print(f"\n--- the end of {self.log} ---\n{self.log_tail()}", file=sys.stderr)  # noqa: T201 - pytest shows it when a test fails

@@ -121,6 +121,12 @@ alone = [
     asked("hurried", max_wait_hours=1),
     asked("hurried_and_tolerant", max_wait_hours=1, max_failure_rate=1.0),
     asked("moved_away"),
+    asked("all_terminated"),
+    asked("held_run_cancelled"),
+    asked("held_run_deleted"),
+    asked("backfill_cancelled"),
+    asked("pool_limit_deleted"),
+    asked("pool_limit_edited"),
 ]
 
 
