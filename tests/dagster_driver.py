@@ -113,6 +113,14 @@ class DagsterDriver(LocalDagster):
             return None
         return self.launch_backfill([asset], partitions, run_config=run_config)
 
+    def statuses(self, asset: str) -> list[PartitionStatus]:
+        """Return the status of each partition, or of the asset if it has none."""
+        return list(self.partition_statuses(asset).values()) or [self.asset_status(asset)]
+
+    def runs_of(self, asset: str) -> list[Run]:
+        """Return the runs that were launched for an asset, or by its job ``<asset>_job``."""
+        return [run for run in self.runs() if asset in run.assets or run.job == f"{asset}_job"]
+
     def wait_for_run(self, run_id: str, *, timeout: float = RUN_TIMEOUT) -> Run:
         """Wait until a run has ended, however it ended."""
         self.wait_for(

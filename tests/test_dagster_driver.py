@@ -145,3 +145,12 @@ def _belongs_to(process: psutil.Process, driver: DagsterDriver) -> bool:
         return os.getsid(process.pid) == driver.session_id
     except ProcessLookupError:
         return False
+
+
+def test_an_asset_without_partitions_has_a_status_of_its_own(dagster: DagsterDriver) -> None:
+    before = dagster.statuses("whole")
+
+    dagster.wait_for_run(dagster.materialize("whole"))
+
+    assert (before, dagster.statuses("whole")) == (["missing"], ["materialized"])
+    assert [run.job for run in dagster.runs_of("whole")] == ["__ASSET_JOB"]

@@ -38,11 +38,15 @@ ENDED: tuple[RunStatus, ...] = ("SUCCESS", "FAILURE", "CANCELED")
 
 @dataclass(frozen=True)
 class Run:
-    """A run as the Runs page shows it; ``created`` in seconds since the epoch."""
+    """A run as the Runs page shows it; ``created`` in seconds since the epoch.
+
+    ``assets`` are those it was restricted to; none of a ``job`` that runs as a whole.
+    """
 
     run_id: str
     status: RunStatus
     created: float
+    job: str
     tags: Mapping[str, str]
     assets: Sequence[str]
 
@@ -217,6 +221,20 @@ class DagsterApi:
         node = self._call(documents.PARTITIONS, assetKey=_key(asset))
         return partition_statuses(node["partitionKeysByDimension"], node["assetPartitionStatuses"])
 
+    def asset_status(self, asset: str) -> PartitionStatus:
+        """Return what the asset graph shows of an asset without partitions."""
+        (latest,) = self._call(documents.LATEST, assetKeys=_keys([asset]))
+        run, materialization = latest["latestRun"], latest["latestMaterialization"]
+        if latest["unstartedRunIds"] or latest["inProgressRunIds"]:
+            return "materializing"
+        if (
+            run
+            and run["status"] == "FAILURE"
+            and run["runId"] != (materialization or {}).get("runId")
+        ):
+            return "failed"
+        return "materialized" if materialization else "missing"
+
     def asset_materializations(self, asset: str, *, limit: int = 100) -> list[AssetEvent]:
         """Return the materializations of an asset, newest first."""
         return self._asset_events(asset, "assetMaterializations", limit)
@@ -390,6 +408,7 @@ def _run(run: Mapping[str, Any]) -> Run:
         run_id=run["runId"],
         status=run["status"],
         created=run["creationTime"],
+        job=run["jobName"],
         tags={tag["key"]: tag["value"] for tag in run["tags"]},
         assets=["/".join(key["path"]) for key in run["assetSelection"] or []],
     )

@@ -2,7 +2,7 @@
 
 _RUN = """
 fragment RunFields on Run {
-  runId status creationTime
+  runId status creationTime jobName
   tags { key value }
   assetSelection { path }
 }
@@ -134,6 +134,16 @@ query ($assetKey: AssetKeyInput!) {
       }
     }
     ... on Error { message }
+  }
+}
+"""
+
+LATEST = """
+query ($assetKeys: [AssetKeyInput!]!) {
+  assetsLatestInfo(assetKeys: $assetKeys) {
+    unstartedRunIds inProgressRunIds
+    latestMaterialization { runId }
+    latestRun { runId status }
   }
 }
 """

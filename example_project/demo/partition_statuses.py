@@ -14,8 +14,11 @@ def partition_statuses(
 
     ``dimensions`` are the ``DimensionPartitionKeys`` of the asset, ``statuses`` its
     ``AssetPartitionStatuses``. The key of a multi-partition is written as Dagster does:
-    its dimensions' keys in the order of their names, with ``|`` between them.
+    its dimensions' keys in the order of their names, with ``|`` between them. An asset without
+    partitions has none.
     """
+    if not dimensions:
+        return {}
     ordered = sorted(dimensions, key=lambda dimension: dimension["name"])
     keys = product(*(dimension["partitionKeys"] for dimension in ordered))
     result: dict[str, PartitionStatus] = {"|".join(key): "missing" for key in keys}

@@ -1,5 +1,6 @@
 """What the end-to-end tests act on: a real Dagster, the simulator that it asks, and DuckDB."""
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ import duckdb
 from dagster_driver import DagsterDriver, Run
 from e2e_gates import Gate
 from e2e_simulated import CURED
+from e2e_situations import Shown
 
 from dagster_claude_batch import held_run
 from dagster_claude_batch.simulator import Batch, Simulator
@@ -139,6 +141,17 @@ class Stage:
             lambda: sum(t.timestamp > since for t in self.dagster.ticks(sensor, limit=20)) > count,
             timeout=180,
             what=f"ticks of {sensor}",
+        )
+
+    def shown(self, asset: str, backfill: str | None = None) -> Shown:
+        """What Dagster shows of an asset, of its runs and of its batches, at this moment."""
+        runs = self.dagster.runs_of(asset)
+        return Shown(
+            partitions=Counter(self.dagster.statuses(asset)),
+            backfill=None if backfill is None else self.dagster.backfill(backfill).status,
+            started=sum(run.is_in_progress for run in runs),
+            queued=sum(not (run.is_in_progress or run.is_ended) for run in runs),
+            batches_out=sum(batch.ended_at is None for batch in self.batches_of(asset)),
         )
 
     def cure(self) -> None:
