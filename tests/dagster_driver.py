@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -42,7 +43,9 @@ mutation ($runIds: [String!]!) {
 }
 """
 SET_POOL_LIMIT = """
-mutation ($pool: String!, $limit: Int!) { setConcurrencyLimit(concurrencyKey: $pool, limit: $limit) }
+mutation ($pool: String!, $limit: Int!) {
+  setConcurrencyLimit(concurrencyKey: $pool, limit: $limit)
+}
 """
 DELETE_POOL_LIMIT = """
 mutation ($pool: String!) { deleteConcurrencyLimit(concurrencyKey: $pool) }
@@ -61,15 +64,22 @@ class DagsterDriver(LocalDagster):
         *,
         module: str | None = None,
         file: Path | None = None,
+        workspace: Path | None = None,
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
         extra_yaml: str = "",
     ) -> None:
-        """Take exactly one of ``module`` and ``file``; ``cwd`` is ``directory`` if left out."""
-        if (module is None) == (file is None):
-            raise TypeError("give exactly one of `module` and `file`")
+        """Take exactly one of ``module``, ``file`` and ``workspace``, a ``workspace.yaml``.
+
+        ``cwd`` is ``directory`` if left out. Of several code locations the first is acted on;
+        see `at`.
+        """
+        targets = {"-m": module, "-f": file, "-w": workspace}
+        given = [[option, str(value)] for option, value in targets.items() if value is not None]
+        if len(given) != 1:
+            raise TypeError("give exactly one of `module`, `file` and `workspace`")
         super().__init__(
-            ["-m", module] if module else ["-f", str(file)],
+            given[0],
             home=directory / "dagster_home",
             env=env,
             cwd=cwd or directory,
@@ -98,6 +108,12 @@ class DagsterDriver(LocalDagster):
         """Id of the session, and of the process group, of everything that was started."""
         assert self._process is not None
         return self._process.pid
+
+    def at(self, location: str) -> Self:
+        """The same Dagster, acting on another of its code locations."""
+        there = copy(self)
+        there._location = {**self._location, "repositoryLocationName": location}
+        return there
 
     def failed_and_missing(self, asset: str) -> list[str]:
         """Return the partitions that "Backfill only failed and missing" offers."""

@@ -12,7 +12,7 @@ import httpx2
 import pandas as pd
 from dagster_duckdb import DuckDBResource
 from dagster_duckdb_pandas import DuckDBPandasIOManager
-from e2e_gates import GatedTransport
+from e2e_gates import Gate, GatedTransport
 
 from dagster_claude_batch import (
     LocalClaudeBatchResource,
@@ -72,6 +72,12 @@ def mixed_source(duckdb: DuckDBResource) -> None:
 def mixed_sibling() -> None: ...
 
 
+@dg.asset(partitions_def=CITIES, op_tags={"dagster/priority": "-1"})
+def killed_ended_sibling() -> None:
+    """Stop at a gate, after all other steps of the run."""
+    Gate(HOME / "gates", "before STEP killed_ended_sibling", "before", "STEP", "").stop()
+
+
 whole = {"partitions_def": None, "partition_expr": None}
 translated = asked("translated", **whole)
 rated = asked("rated", source=translated, prompt="Rate: {{ response }}", **whole)
@@ -127,6 +133,14 @@ alone = [
     asked("backfill_cancelled"),
     asked("pool_limit_deleted"),
     asked("pool_limit_edited"),
+    asked("killed_unclaimed"),
+    asked("killed_claimed", model="claude-sonnet-5-5"),
+    asked("killed_created"),
+    asked("killed_enqueued"),
+    asked("killed_posted"),
+    asked("killed_between", chunk_size=1),
+    asked("killed_sent"),
+    asked("killed_ended"),
 ]
 
 
@@ -154,6 +168,7 @@ defs = dg.Definitions(
         mixed_sibling,
         translated,
         translated_sibling,
+        killed_ended_sibling,
         rated,
         *with_downstream,
         *(read(answers) for answers in with_downstream),
