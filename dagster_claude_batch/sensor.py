@@ -153,12 +153,16 @@ class Tick:
 
     def _enqueue_left_behind(self, runs: Mapping[str, dg.DagsterRun]) -> None:
         """Enqueue runs whose maker was killed between creating and enqueueing them."""
-        for run in runs.values():
-            if run.status != dg.DagsterRunStatus.NOT_STARTED:
-                continue
-            record = self.instance.get_run_record_by_id(run.run_id)
-            if record is not None and self._real_now() - record.create_timestamp > STUCK:
+        created = [run for run in runs.values() if run.status == dg.DagsterRunStatus.NOT_STARTED]
+        makers = self._runs(held_run.read(run).maker_run_id for run in created)
+        for run in created:
+            maker = makers.get(held_run.read(run).maker_run_id)
+            if (maker is not None and maker.is_finished) or self._is_stuck(run):
                 holding.enqueue(self.instance, run)
+
+    def _is_stuck(self, run: dg.DagsterRun) -> bool:
+        record = self.instance.get_run_record_by_id(run.run_id)
+        return record is not None and self._real_now() - record.create_timestamp > STUCK
 
     def _waiting(self, runs: Mapping[str, dg.DagsterRun]) -> list[tuple[HeldRun, dg.DagsterRun]]:
         """The held runs that have not been let go; those that have been, once more."""

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -33,6 +34,23 @@ __all__ = [
 
 RUN_TIMEOUT = 180.0
 
+TERMINATE_RUNS = """
+mutation ($runIds: [String!]!) {
+  terminateRuns(runIds: $runIds, terminatePolicy: SAFE_TERMINATE) {
+    __typename
+    ... on Error { message }
+  }
+}
+"""
+SET_POOL_LIMIT = """
+mutation ($pool: String!, $limit: Int!) {
+  setConcurrencyLimit(concurrencyKey: $pool, limit: $limit)
+}
+"""
+DELETE_POOL_LIMIT = """
+mutation ($pool: String!) { deleteConcurrencyLimit(concurrencyKey: $pool) }
+"""
+
 
 class DagsterDriver(LocalDagster):
     """A Dagster of its own in a directory of its own, gone when the context is left.
@@ -46,15 +64,22 @@ class DagsterDriver(LocalDagster):
         *,
         module: str | None = None,
         file: Path | None = None,
+        workspace: Path | None = None,
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
         extra_yaml: str = "",
     ) -> None:
-        """Take exactly one of ``module`` and ``file``; ``cwd`` is ``directory`` if left out."""
-        if (module is None) == (file is None):
-            raise TypeError("give exactly one of `module` and `file`")
+        """Take exactly one of ``module``, ``file`` and ``workspace``, a ``workspace.yaml``.
+
+        ``cwd`` is ``directory`` if left out. Of several code locations the first is acted on;
+        see `at`.
+        """
+        targets = {"-m": module, "-f": file, "-w": workspace}
+        given = [[option, str(value)] for option, value in targets.items() if value is not None]
+        if len(given) != 1:
+            raise TypeError("give exactly one of `module`, `file` and `workspace`")
         super().__init__(
-            ["-m", module] if module else ["-f", str(file)],
+            given[0],
             home=directory / "dagster_home",
             env=env,
             cwd=cwd or directory,
@@ -83,6 +108,12 @@ class DagsterDriver(LocalDagster):
         """Id of the session, and of the process group, of everything that was started."""
         assert self._process is not None
         return self._process.pid
+
+    def at(self, location: str) -> Self:
+        """The same Dagster, acting on another of its code locations."""
+        there = copy(self)
+        there._location = {**self._location, "repositoryLocationName": location}  # noqa: SLF001  # a copy of the same class
+        return there
 
     def failed_and_missing(self, asset: str) -> list[str]:
         """Return the partitions that "Backfill only failed and missing" offers."""
@@ -135,6 +166,18 @@ class DagsterDriver(LocalDagster):
     def backfill_runs(self, backfill_id: str, *, statuses: Sequence[RunStatus] = ()) -> list[Run]:
         """Return the runs tagged with a backfill, newest first."""
         return self.runs(statuses=statuses, tags={"dagster/backfill": backfill_id})
+
+    def terminate_all(self, runs: Sequence[Run]) -> None:
+        """Terminate runs as "Terminate all" on the Runs page does."""
+        self._call(TERMINATE_RUNS, runIds=[run.run_id for run in runs])
+
+    def set_pool_limit(self, pool: str, limit: int) -> None:
+        """Set a pool's limit, as Deployment → Concurrency does."""
+        assert self._call(SET_POOL_LIMIT, pool=pool, limit=limit)
+
+    def delete_pool_limit(self, pool: str) -> None:
+        """Delete a pool's limit, as Deployment → Concurrency does."""
+        assert self._call(DELETE_POOL_LIMIT, pool=pool)
 
     def _print_log(self) -> None:
         print(f"\n--- the end of {self.log} ---\n{self.log_tail()}", file=sys.stderr)  # noqa: T201 - pytest shows it when a test fails

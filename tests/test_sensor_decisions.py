@@ -6,9 +6,17 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteRepositoryOrigin
 
 from dagster_claude_batch import LocalClaudeBatchResource
-from dagster_claude_batch.held_run import HeldRun, pause_after, pause_after_failures, read
+from dagster_claude_batch.held_run import (
+    HELD_TAG,
+    MAKER_TAG,
+    HeldRun,
+    pause_after,
+    pause_after_failures,
+    read,
+)
 from dagster_claude_batch.held_run import describe as describe_held
 from dagster_claude_batch.landing_job import LEFT_TAG
 from dagster_claude_batch.sensor import Cursor, Look, Tick, describe, may_go
@@ -177,3 +185,29 @@ def test_what_a_landing_run_was_told_of_is_told_again_if_it_failed(
     assert ("deleted" in cursor.ended) is told_again
     assert cursor.landing is None
     assert cursor.landing_for == []
+
+
+@pytest.mark.parametrize(
+    ("maker", "expected"),
+    [
+        (dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.QUEUED),
+        (dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.NOT_STARTED),
+    ],
+)
+def test_a_held_run_that_was_not_enqueued_is_so_as_soon_as_its_maker_has_ended(
+    tmp_path: Path, maker: dg.DagsterRunStatus, expected: dg.DagsterRunStatus
+) -> None:
+    with dg.DagsterInstance.ephemeral() as instance:
+        made_by = instance.create_run_for_job(_empty_job(), status=maker).run_id
+        tags = {HELD_TAG: "claude_batch", MAKER_TAG: made_by}
+        origin = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("here"), "repository")
+        held = instance.create_run_for_job(
+            _empty_job(), tags=tags, remote_job_origin=origin.get_job_origin("empty")
+        )
+        claude = LocalClaudeBatchResource(path=str(tmp_path))
+        context = dg.build_sensor_context(instance=instance)
+
+        Tick(context, claude, "claude_batch", "landing", timedelta(), Cursor(), NOW).run()
+
+        (found,) = instance.get_runs(dg.RunsFilter(run_ids=[held.run_id]))
+    assert found.status == expected

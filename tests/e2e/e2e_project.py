@@ -11,7 +11,7 @@ import httpx2
 from dagster_duckdb import DuckDBResource
 from dagster_duckdb_pandas import DuckDBPandasIOManager
 from e2e_declared import CITIES, asked, read, whole
-from e2e_gates import GatedTransport
+from e2e_gates import Gate, GatedTransport
 from e2e_situated import AUTOMATION, SCHEDULES, SITUATED
 
 from dagster_claude_batch import (
@@ -42,6 +42,12 @@ def mixed_sibling() -> None: ...
 
 @dg.asset
 def mixed_stranger() -> None: ...
+
+
+@dg.asset(partitions_def=CITIES, op_tags={"dagster/priority": "-1"})
+def killed_ended_sibling() -> None:
+    """Stop at a gate, after all other steps of the run."""
+    Gate(HOME / "gates", "before STEP killed_ended_sibling", "before", "STEP", "").stop()
 
 
 translated = asked("translated", **whole)
@@ -100,6 +106,20 @@ alone = [
     asked("moved_away"),
     asked("brought_back"),
     asked("brought_back_by_the_sensor"),
+    asked("all_terminated"),
+    asked("held_run_cancelled"),
+    asked("held_run_deleted"),
+    asked("backfill_cancelled"),
+    asked("pool_limit_deleted"),
+    asked("pool_limit_edited"),
+    asked("killed_unclaimed"),
+    asked("killed_claimed", model="claude-sonnet-5-5"),
+    asked("killed_created"),
+    asked("killed_enqueued"),
+    asked("killed_posted"),
+    asked("killed_between", chunk_size=1),
+    asked("killed_sent"),
+    asked("killed_ended"),
 ]
 
 
@@ -129,6 +149,7 @@ defs = dg.Definitions(
         mixed_summary,
         translated,
         translated_sibling,
+        killed_ended_sibling,
         rated,
         *with_downstream,
         *(read(answers) for answers in with_downstream),
