@@ -247,7 +247,8 @@ class Engine(Workbench):
         if now.state != "open" or chunks_of(connection, [now.materialization_id], OUT):
             return 0  # another run has planned, or ended it, meanwhile
         late = self.is_overdue(now, plan.now)
-        retried = 0 if late or now.halted_because else plan_retries(plan, slices)
+        # Rows that nobody could ask in time are planned too: then they expire as all others do.
+        retried = 0 if now.halted_because else plan_retries(plan, slices, only_unasked=late)
         if not retried and not now.halted_because:
             end(plan)
         return retried

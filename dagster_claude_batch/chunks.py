@@ -10,13 +10,15 @@ from dagster_claude_batch.errors import LostChunkError
 from dagster_claude_batch.warehouse import Connection, rows
 
 ChunkState: TypeAlias = Literal[
-    "planned", "sending", "submitted", "landed", "dissolved", "given_up"
+    "planned", "sending", "submitted", "landed", "dissolved", "given_up", "elsewhere"
 ]
 """``planned → sending → submitted → landed``; ``sending → planned`` if surely not created.
 
 ``sending`` is written before the POST: a chunk found in it may or may not exist as a batch.
 ``dissolved`` had its rows taken out of it before it was ever sent. ``given_up`` was looked for in
 vain, and its rows stand in a new chunk; should its batch appear after all, it is a second copy.
+``elsewhere`` is never sent: its rows are those that other materializations had out when this one
+began, to be planned if nothing comes of that.
 """
 
 
@@ -57,13 +59,14 @@ def insert_chunk(
     connection.execute(
         "INSERT INTO claude_batch.chunks (chunk_id, materialization_id, asset, workspace, state, "
         "adopted, is_copy, attempt, max_tokens, requests, bytes, planned_at) VALUES ($chunk_id, "
-        "$materialization_id, $asset, $workspace, 'planned', false, false, $attempt, $max_tokens, "
+        "$materialization_id, $asset, $workspace, $state, false, false, $attempt, $max_tokens, "
         "$requests, $bytes, $now)",
         {
             "chunk_id": chunk.chunk_id,
             "materialization_id": chunk.materialization_id,
             "asset": asset,
             "workspace": workspace,
+            "state": chunk.state,
             "attempt": chunk.attempt,
             "max_tokens": chunk.max_tokens,
             "requests": chunk.requests,

@@ -99,12 +99,22 @@ def choose_first(plan: Plan, slices: Sequence[PartitionSlice]) -> None:
     _choose(plan)
 
 
-def choose_retries(plan: Plan, slices: Sequence[PartitionSlice]) -> int:
+def choose_elsewhere(plan: Plan) -> int:
+    """Choose, right after `choose_first`, rows that others have out; how many there are."""
+    _choose(plan, elsewhere=True)
+    (count,) = row(plan.connection, f"SELECT count(*) FROM {DUE}")
+    return int(count)
+
+
+def choose_retries(
+    plan: Plan, slices: Sequence[PartitionSlice], *, only_unasked: bool = False
+) -> int:
     """Choose the failures that get another attempt; how many there are.
 
+    With ``only_unasked``, only rows of the set that have never come to an outcome.
     Rows that have left the source are not asked again, rows that changed are asked as they are.
     """
-    if not _choose_failed(plan):
+    if not _choose_failed(plan, only_unasked=only_unasked):
         return 0
     _read_chosen(plan, slices)
     same = selected_is_selected(plan.declaration, "r", "chosen")
@@ -266,8 +276,11 @@ def _fail_invalid_rows(plan: Plan) -> None:
     )
 
 
-def _choose(plan: Plan) -> None:
-    """Choose the rows to ask: new, changed, failed as configured; with `refresh`, all of them."""
+def _choose(plan: Plan, *, elsewhere: bool = False) -> None:
+    """Choose the rows to ask: new, changed, failed as configured; with `refresh`, all of them.
+
+    Of these either what nobody has out, or, ``elsewhere``, what another materialization has.
+    """
     declaration, config = plan.declaration, plan.materialization.config
     failed_again: dict[Literal["retryable", "all", "none"], str] = {
         "retryable": "f._retryable",
@@ -281,7 +294,8 @@ def _choose(plan: Plan) -> None:
     out = f"""
         SELECT q.* FROM {plan.registered.requests.sql} AS q WHERE q._chunk_id IN (
             SELECT chunk_id FROM claude_batch.chunks WHERE asset = $asset
-                AND list_contains($out, state) AND NOT is_copy)
+                AND list_contains($out, state) AND NOT is_copy
+                AND (NOT $elsewhere OR materialization_id <> $this))
     """
     plan.connection.execute(
         f"""
@@ -292,10 +306,12 @@ def _choose(plan: Plan) -> None:
         LEFT JOIN {declaration.answers.sql} AS a ON {selected_is_ours(declaration, "r", "a")}
         LEFT JOIN {declaration.failures.sql} AS f ON {selected_is_ours(declaration, "r", "f")}
         WHERE r.hash IS NOT NULL AND ({"true" if config.refresh else asked})
-            AND NOT EXISTS (
+            AND $elsewhere = EXISTS (
                 SELECT 1 FROM ({out}) AS o WHERE {selected_is_ours(declaration, "r", "o")})
         """,
         {
+            "elsewhere": elsewhere,
+            "this": plan.materialization.materialization_id,
             "asset": declaration.asset,
             "out": list(OUT),
             "max_tokens": declaration.max_tokens,
@@ -303,9 +319,10 @@ def _choose(plan: Plan) -> None:
     )
 
 
-def _choose_failed(plan: Plan) -> int:
+def _choose_failed(plan: Plan, *, only_unasked: bool) -> int:
     """Choose the last attempts that failed and may end differently; how many there are.
 
+    And rows that others had out, of which nothing has come, as if it were their first attempt.
     What a person cancelled is not sent again by itself, unless an earlier materialization, which
     the cancelling was meant for, has sent it.
     """
@@ -316,7 +333,7 @@ def _choose_failed(plan: Plan) -> int:
         WITH sent AS (
             SELECT q.*, c.max_tokens, c.is_copy,
                 c.adopted OR c.materialization_id <> $materialization_id AS adopted,
-                c.state = 'given_up' AS given_up
+                c.state = 'given_up' AS given_up, c.state = 'elsewhere' AS elsewhere
             FROM {plan.registered.requests.sql} AS q
             JOIN claude_batch.chunks AS c ON c.chunk_id = q._chunk_id
             WHERE (c.materialization_id = $materialization_id AND c.state <> 'given_up')
@@ -324,20 +341,23 @@ def _choose_failed(plan: Plan) -> int:
                     AND c.sending_at < $started_at AND c.landed_at >= $started_at)
         )
         SELECT {our_keys_as_selected(plan.declaration, "f")}, f._partition AS partition,
-            f._attempt + CASE WHEN f.given_up THEN 0 ELSE 1 END AS attempt,
+            f._attempt + CASE WHEN f.given_up OR f.elsewhere THEN 0 ELSE 1 END AS attempt,
             f._outcome AS outcome, f.max_tokens
         FROM sent AS f
-        WHERE (f.given_up OR (f._retryable AND f._attempt < $max_attempts AND NOT f.is_copy
+        WHERE (f.given_up OR f.elsewhere OR (NOT $only_unasked AND f._retryable
+                AND f._attempt < $max_attempts AND NOT f.is_copy
                 AND (f._outcome <> 'canceled' OR f.adopted)))
             AND {in_scope("f")}
             AND NOT EXISTS (
                 SELECT 1 FROM sent AS later WHERE {later} AND (
-                    (later._chunk_id > f._chunk_id AND (later.given_up OR NOT later.is_copy))
+                    ((later._chunk_id > f._chunk_id OR f.elsewhere) AND NOT later.elsewhere
+                        AND (later.given_up OR NOT later.is_copy))
                     OR (later.is_copy AND later._outcome = 'answer'
                         AND later._request_hash = f._request_hash)))
         """,
         {
             **plan.scope,
+            "only_unasked": only_unasked,
             "max_attempts": plan.declaration.max_attempts,
             "materialization_id": plan.materialization.materialization_id,
             "asset": plan.declaration.asset,

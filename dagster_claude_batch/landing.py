@@ -208,24 +208,18 @@ def _uncount_halted(connection: Connection, materialization: Materialization) ->
 def _keep_only_what_helps(plan: Plan, declaration: Declaration, chunk: Chunk) -> None:
     """Of a second copy, only answers matter, and only to rows that have none as good.
 
-    As good is an answer to the same request, in a refresh one of the refresh itself, and an
-    answer to whatever the row has become since.
+    As good is any answer given since the copy was sent, and, but for a refresh, an earlier one to
+    the same request.
     """
     same = ours_is_ours(declaration, "here", "l")
     plan.connection.execute(
         f"""
         DELETE FROM {_LANDED} AS l WHERE _error_type IS NOT NULL OR EXISTS (
-            SELECT 1 FROM {declaration.answers.sql} AS here WHERE {same} AND CASE
-                WHEN here._request_hash IS DISTINCT FROM l._request_hash
-                    THEN here._answered_at > $sending_at
-                ELSE NOT $refresh OR here._batch_id IN (SELECT batch_id FROM claude_batch.chunks
-                    WHERE materialization_id = $this) END)
+            SELECT 1 FROM {declaration.answers.sql} AS here WHERE {same} AND (
+                here._answered_at > $sending_at
+                OR (here._request_hash IS NOT DISTINCT FROM l._request_hash AND NOT $refresh)))
         """,
-        {
-            "sending_at": chunk.sending_at,
-            "refresh": plan.materialization.config.refresh,
-            "this": chunk.materialization_id,
-        },
+        {"sending_at": chunk.sending_at, "refresh": plan.materialization.config.refresh},
     )
 
 

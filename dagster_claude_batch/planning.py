@@ -19,6 +19,7 @@ from dagster_claude_batch.due import (
     DUE,
     Plan,
     choose_again,
+    choose_elsewhere,
     choose_first,
     choose_retries,
     row_examples,
@@ -129,12 +130,44 @@ def _join_or_open(
     plan = Plan(connection, declaration, registered, opened, now)
     choose_first(plan, left)
     _plan_chunks(plan)
+    _note_elsewhere(plan)
     return [*joined, opened]
 
 
-def plan_retries(plan: Plan, slices: Sequence[PartitionSlice]) -> int:
-    """Plan another attempt for what failed and may end differently; how many rows."""
-    if not choose_retries(plan, slices):
+def _note_elsewhere(plan: Plan) -> None:
+    """Remember which rows of the set others have out: nothing may come of that."""
+    count = choose_elsewhere(plan)
+    if not count:
+        return
+    (chunk_id,) = ledger.claim_chunks(plan.connection, plan.registered, 1)
+    max_tokens = plan.declaration.max_tokens
+    planned = planned_chunk(
+        chunk_id,
+        plan.materialization.materialization_id,
+        attempt=1,
+        max_tokens=max_tokens,
+        requests=count,
+        size=0,
+    )
+    chunk = replace(planned, state="elsewhere")
+    insert_chunk(
+        plan.connection,
+        chunk,
+        asset=plan.declaration.asset,
+        workspace=plan.declaration.workspace,
+        now=plan.now,
+    )
+    _insert_requests(plan, [chunk], 1, max_tokens)
+
+
+def plan_retries(
+    plan: Plan, slices: Sequence[PartitionSlice], *, only_unasked: bool = False
+) -> int:
+    """Plan another attempt for what failed and may end differently; how many rows.
+
+    With ``only_unasked``, only for rows of the set that have never come to an outcome.
+    """
+    if not choose_retries(plan, slices, only_unasked=only_unasked):
         return 0
     return _plan_chunks(plan)
 

@@ -397,3 +397,73 @@ def test_two_processes_plan_and_send_at_the_same_moment(tmp_path: Path, number: 
     assert [worker.end() for worker in workers] == [0, 0]
     assert said == ["resting", "resting"]
     _check(made, 10)
+
+
+def _with_a_row_planned_elsewhere(made: Project) -> tuple[RunOfTest, RunOfTest]:
+    """A run of tweets whose planned chunk holds a review, and then a run of the reviews.
+
+    Both partitions were in one chunk, whose sending is in doubt; its materialization was cancelled.
+    """
+    made.load([("tweets", "t1", "x"), *(("reviews", f"r{n}", "x") for n in (1, 2, 3))])
+    made.wire.lose_call(CREATE, httpx2.ReadError)
+    first = made.start("tweets", "reviews")
+    first.engine.cancel(first.materializations[0])
+    made.sql("INSERT INTO texts VALUES ('tweets', 't2', 'x'), ('tweets', 't3', 'x')")
+    tweets = made.start("tweets")
+    made.claude.simulator.advance(LONG_ENOUGH)
+    tweets.advance()
+    assert sorted(made.sent().batches[0]) == ["t2", "t3"]
+    reviews = made.start("reviews")
+    assert made.chunk_states()["elsewhere"] == 1
+    return tweets, reviews
+
+
+def _to_its_end(run: RunOfTest) -> None:
+    for _ in range(10):
+        if run.advance() is None:
+            return
+        run.project.end_batches()
+    raise AssertionError("it never came to an end")
+
+
+def test_rows_that_another_run_had_planned_and_never_sends_are_asked_before_the_end(
+    project: Make,
+) -> None:
+    made = project(chunk_size=2, claude={"max_in_flight_requests": 2})
+    tweets, reviews = _with_a_row_planned_elsewhere(made)
+
+    tweets.engine.cancel(tweets.materializations[0])
+    made.end_batches()
+    made.engine().settle([], is_alive=lambda _: False)  # which makes room in the window
+    _to_its_end(reviews)
+
+    assert [key for key in made.answers() if key.startswith("r")] == ["r1", "r2", "r3"]
+    assert set(_asked(made).values()) == {1}
+
+
+def test_rows_that_nobody_could_ask_in_time_expire_as_all_others_do(project: Make) -> None:
+    made = project(chunk_size=2, max_wait_hours=1, claude={"max_in_flight_requests": 2})
+    tweets, reviews = _with_a_row_planned_elsewhere(made)
+
+    tweets.engine.cancel(tweets.materializations[0])
+    made.claude.simulator.advance(timedelta(hours=1))
+    _to_its_end(reviews)
+
+    assert [f for f in made.failures() if f[0].startswith("r")] == [
+        ("r1", "expired"),
+        ("r2", "expired"),
+        ("r3", "expired"),
+    ]
+
+
+def test_rows_that_another_run_answers_are_not_asked_again(project: Make) -> None:
+    made = project(chunk_size=2, claude={"max_in_flight_requests": 2})
+    tweets, reviews = _with_a_row_planned_elsewhere(made)
+
+    made.end_batches()
+    for _ in range(4):
+        tweets.advance()
+        made.end_batches()
+    _to_its_end(reviews)
+
+    _check(made, rows=6)
