@@ -35,6 +35,8 @@ ROWS: Final = (
 )
 """What a situation's name begins with, in the order of the table."""
 
+_STATUSES: Final = ("materialized", "materializing", "failed", "missing")
+
 STORAGE: Final = os.environ.get("E2E_STORAGE", "SQLite")
 
 
@@ -55,7 +57,8 @@ class Shown:
     batches_out: int = 0
 
     def __str__(self) -> str:
-        counted = ", ".join(f"{number} {status}" for status, number in self.partitions.items())
+        ordered = sorted(self.partitions.items(), key=lambda counted: _STATUSES.index(counted[0]))
+        counted = ", ".join(f"{number} {status}" for status, number in ordered)
         backfill = [f"backfill {self.backfill}"] if self.backfill else []
         runs = f"{self.started} started, {self.queued} queued"
         return "; ".join([counted, *backfill, runs, f"{self.batches_out} out"])

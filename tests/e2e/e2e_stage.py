@@ -157,7 +157,7 @@ class Stage:
             batches_out=sum(batch.ended_at is None for batch in self.batches_of(asset)),
         )
 
-    def wait_until_it_waits(self, asset: str, runs: int = 1, *, timeout: float = 240) -> None:
+    def wait_until_it_waits(self, asset: str, runs: int = 1, *, timeout: float = 600) -> None:
         """Wait until so many runs of an asset are in the queue, something is out, and no run is
         in progress.
         """
@@ -169,7 +169,7 @@ class Stage:
         self.dagster.wait_for(waits, timeout=timeout, every=1, what=f"{runs} held runs of {asset}")
 
     def wait_until_over(
-        self, asset: str, backfill: str | None = None, *, timeout: float = 240
+        self, asset: str, backfill: str | None = None, *, timeout: float = 600
     ) -> None:
         """Wait until every run of an asset has ended, and the backfill too."""
         if backfill is not None:
