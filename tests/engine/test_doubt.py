@@ -15,11 +15,13 @@ CREATE = "POST /v1/messages/batches"
 LONG_ENOUGH = timedelta(minutes=16)
 
 
-def _lost_and_hidden(project: Project) -> RunOfTest:
+def _lost_and_hidden(project: Project, **config: bool) -> RunOfTest:
     """A run whose batch exists, which neither its answer nor `list` shows."""
+    before = {batch.id for batch in project.claude.simulator.batches()}
     project.wire.lose_answer(CREATE)
-    run = project.start()
-    project.wire.hidden = {batch.id for batch in project.claude.simulator.batches()}
+    run = project.start(**config)
+    created = {batch.id for batch in project.claude.simulator.batches()}
+    project.wire.hidden = created - before
     return run
 
 
@@ -302,3 +304,21 @@ def test_an_answer_that_names_another_batch_than_the_one_found_meanwhile_is_reco
     assert tweets.materialize().rows == []
     assert tweets.chunk_states() == {"landed": 2}
     assert len(tweets.answers()) == 10
+
+
+def test_a_second_copy_of_a_cancelled_refresh_takes_no_later_answers_place(tweets: Project) -> None:
+    tweets.materialize()
+    run = _lost_and_hidden(tweets, refresh=True)
+    tweets.claude.simulator.advance(LONG_ENOUGH)
+    run.engine.cancel(run.materializations[0])
+    tweets.engine().settle([], is_alive=lambda _: False)
+    assert tweets.chunk_states()["given_up"] == 1
+    tweets.materialize(refresh=True)
+    before = tweets.answers("id, _batch_id")
+
+    tweets.wire.hidden.clear()
+    tweets.end_batches()
+    tweets.engine().settle([], is_alive=lambda _: False)
+
+    assert tweets.chunk_states() == {"landed": 3}
+    assert tweets.answers("id, _batch_id") == before
