@@ -74,6 +74,18 @@ class Engine(Workbench):
             )
         )
 
+    def partitions_of_run(self) -> list[str | None]:
+        """All partitions of what this run works on, as far as the ledger knows it."""
+
+        def work(connection: Connection) -> list[Materialization]:
+            if not ledger.is_ledger(connection):
+                return []
+            asset, run_id = self.declaration.asset, self.run.run_id
+            return ledger.materializations_of_run(connection, asset, run_id)
+
+        known = self.warehouse.transact(work)
+        return [partition for each in known for partition in each.partitions]
+
     def advance(self, materializations: Sequence[Materialization]) -> Waiting | None:
         """Do all that can be done now; None when nothing is left to wait for.
 

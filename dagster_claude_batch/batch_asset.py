@@ -62,6 +62,12 @@ def batch_assets_of(repository: dg.RepositoryDefinition) -> list[BatchAsset]:
     return list(found.values())
 
 
+def batch_asset_keys(repository: dg.RepositoryDefinition) -> frozenset[dg.AssetKey]:
+    """The keys of all batch assets of a code location."""
+    definitions = repository.assets_defs_by_key.items()
+    return frozenset(key for key, assets_def in definitions if batch_asset(assets_def) is not None)
+
+
 def engine_for(
     asset: BatchAsset,
     *,

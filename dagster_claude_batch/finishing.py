@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from decimal import Decimal
 from typing import Any, Final
 
@@ -88,15 +89,20 @@ def finish(
     key: dg.AssetKey,
     declaration: Declaration,
     reports: Sequence[PartitionReport],
+    *,
+    deleted: Sequence[str] = (),
 ) -> Iterator[dg.MaterializeResult[Any] | dg.AssetCheckResult]:
     """Materialize the good partitions, all at once, and fail for the others.
+
+    ``deleted`` are those whose key the asset has no more; Dagster then takes no result of the run,
+    but each partition's materialization.
 
     Raises:
         dagster.Failure: A partition has failed, after the good ones were materialized.
     """
     checks = _selected(context, check_results(key, declaration, reports))
     bad = [report for report in reports if _is_too_bad(declaration, report)]
-    if bad:
+    if bad or deleted:
         good = [report for report in reports if report not in bad]
         yield from checks
         for report in good:
@@ -105,8 +111,12 @@ def finish(
                     key, partition=report.partition, metadata=metadata_of(declaration, report)
                 )
             )
+        left_out = _left_out(context, key, good)
+        if not bad:
+            context.log.warning(f"{_deleted_message(declaration, deleted)}{left_out}")
+            return
         raise dg.Failure(
-            _failure_message(declaration, bad, good),
+            _failure_message(declaration, bad, good, left_out),
             metadata=_failure_metadata(declaration, bad),
             allow_retries=False,
         )
@@ -127,13 +137,51 @@ def _selected(
     return [result for result in results if result.check_name in names]
 
 
+def _left_out(
+    context: dg.AssetExecutionContext, key: dg.AssetKey, good: Sequence[PartitionReport]
+) -> str:
+    """What becomes of the assets downstream, as sentences; nothing if none is in the run."""
+    found = downstream_in_run(context, key)
+    if not found or not good:
+        return ""
+    names = ", ".join(sorted(each.to_user_string() for each in found))
+    return (
+        f" Downstream in this run, and therefore not run for any partition: {names}. Materialize "
+        "that for the partitions that are materialized here; nothing is sent for it."
+    )
+
+
+def downstream_in_run(
+    context: dg.AssetExecutionContext, key: dg.AssetKey
+) -> AbstractSet[dg.AssetKey]:
+    """The assets of the run that are downstream of one of its assets."""
+    graph = context.job_def.asset_layer.asset_graph
+    pending, found = [key], set[dg.AssetKey]()
+    while pending:
+        children = graph.get(pending.pop()).child_keys & set(graph.executable_asset_keys)
+        pending += children - found
+        found |= children
+    return found
+
+
+def _deleted_message(declaration: Declaration, deleted: Sequence[str]) -> str:
+    names = ", ".join(repr(key) for key in deleted)
+    return (
+        f"Deleted while their batches were out, and no partitions of the asset any more: {names}. "
+        f"What was answered is in {declaration.answers}."
+    )
+
+
 def _failure_message(
-    declaration: Declaration, bad: Sequence[PartitionReport], good: Sequence[PartitionReport]
+    declaration: Declaration,
+    bad: Sequence[PartitionReport],
+    good: Sequence[PartitionReport],
+    left_out: str,
 ) -> str:
     lines = [_of_partition(declaration, report) for report in bad]
     if good:
         names = ", ".join(str(report.partition) for report in good)
-        lines.append(f"Materialized all the same: {names}.")
+        lines.append(f"Materialized all the same: {names}.{left_out}")
     lines.append(
         f"All answers are in {declaration.answers}, the failed rows with their reasons in "
         f"{declaration.failures}. Materializing again sends only the failures that may pass "

@@ -6,14 +6,14 @@ steps name a pool of their own, whose limit is 0 until the sensor deletes it.
 
 import json
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Final, Literal, TypeAlias
 
 import dagster as dg
-from dagster._core.storage.tags import PRIORITY_TAG
 
+from dagster_claude_batch.dagster_internals import PRIORITY_TAG
 from dagster_claude_batch.workbench import Waiting
 
 POOL_PREFIX: Final = "waiting_for_claude_batch/"
@@ -25,7 +25,10 @@ MAKER_TAG: Final = ".dagster/claude_batch.maker"
 POOL_TAG: Final = ".dagster/claude_batch.pool"
 OLD_PRIORITY_TAG: Final = ".dagster/claude_batch.priority"
 FRUITLESS_TAG: Final = ".dagster/claude_batch.fruitless"
-"""How many runs before this one, in a chain, ended without having sent anything."""
+"""How many runs before this one, in a chain, ended without having sent or collected anything."""
+PARTITIONS_TAG: Final = ".dagster/claude_batch.partitions"
+"""How many partitions a held run is about."""
+_SETTLED_TAG: Final = ".dagster/claude_batch.settled."
 _WAIT_TAG: Final = ".dagster/claude_batch.wait."
 _BATCHES_TAG: Final = ".dagster/claude_batch.batches."
 SHORT_TAG: Final = "claude_batch"
@@ -66,7 +69,10 @@ _IDS_IN_A_TAG: Final = 50
 
 @dataclass(frozen=True)
 class HeldRun:
-    """A held run, as far as its tags tell; ``waits`` is empty until its maker has sent."""
+    """A held run, as far as its tags tell; ``waits`` is empty until its maker has sent.
+
+    ``assets`` are the names (`name_of`) of the assets that wait, in the order of ``waits``.
+    """
 
     run_id: str
     maker_run_id: str
@@ -74,6 +80,9 @@ class HeldRun:
     state: str
     status: dg.DagsterRunStatus
     waits: tuple[Waiting, ...] = field(default=())
+    fruitless: int = 0
+    partitions: int = 1
+    assets: tuple[str, ...] = ()
 
     @property
     def batch_ids(self) -> set[str]:
@@ -88,19 +97,24 @@ def pool_of(run_id: str) -> str:
 
 def attached_tag(asset: dg.AssetKey) -> str:
     """On a held run of which the ledger knows that it is to collect for this asset."""
-    return f"{OURS}attached.{_name_of(asset)}"
+    return f"{OURS}attached.{name_of(asset)}"
 
 
-def _name_of(asset: dg.AssetKey) -> str:
+def name_of(asset: dg.AssetKey) -> str:
     """A short name for use in tags."""
     return uuid.uuid5(uuid.NAMESPACE_URL, asset.to_string()).hex[:12]
 
 
 def describe(
-    instance: dg.DagsterInstance, held_id: str, asset: dg.AssetKey, waiting: Waiting
+    instance: dg.DagsterInstance,
+    held_id: str,
+    asset: dg.AssetKey,
+    waiting: Waiting,
+    *,
+    partitions: int = 1,
 ) -> None:
     """Write what is waited for into the held run's tags, for the sensor and for people."""
-    name = _name_of(asset)
+    name = name_of(asset)
     pages = [
         waiting.batch_ids[start : start + _IDS_IN_A_TAG]
         for start in range(0, len(waiting.batch_ids), _IDS_IN_A_TAG)
@@ -119,6 +133,7 @@ def describe(
         {
             **{f"{_BATCHES_TAG}{name}.{n}": ",".join(page) for n, page in enumerate(pages)},
             f"{_WAIT_TAG}{name}": json.dumps(wait),
+            PARTITIONS_TAG: str(partitions),
             SHORT_TAG: _short(waiting),
             LONG_TAG: _long(waiting),
         },
@@ -142,9 +157,15 @@ def _long(waiting: Waiting) -> str:
     parts = [f"{batches} with {counted(waiting.requests, 'request', 'requests')} out"]
     if waiting.unsent:
         parts.append(f"{counted(waiting.unsent, 'chunk', 'chunks')} not sent yet")
-    if waiting.not_before:
-        parts.append(f"at {waiting.not_before:%Y-%m-%d %H:%M} UTC at the latest")
-    return f"The sensor starts this run when they have ended: {', '.join(parts)}."
+    latest = waiting.not_before or (waiting.since and waiting.since + _LONGEST_BATCH)
+    if latest:
+        parts.append(f"at {latest:%Y-%m-%d %H:%M} UTC at the latest")
+    said = f"The sensor starts this run when they have ended: {', '.join(parts)}."
+    return f"{said} To cancel them, terminate this run."
+
+
+_LONGEST_BATCH: Final = timedelta(hours=24)
+"""After this long the API ends a batch, whatever of it has been processed."""
 
 
 def counted(number: int, one: str, many: str) -> str:
@@ -163,6 +184,9 @@ def read(run: dg.DagsterRun) -> HeldRun:
         tags.get(STATE_TAG, WAITING),
         run.status,
         tuple(_read_wait(tags, name) for name in names),
+        int(tags.get(FRUITLESS_TAG, "0")),
+        int(tags.get(PARTITIONS_TAG, "1")),
+        tuple(names),
     )
 
 
@@ -205,6 +229,38 @@ def mark(
     """Note how a run stands; ``said`` is for people."""
     states = {STATE_TAG: state} if state is not None else {}
     instance.add_run_tags(run_id, {**states, SHORT_TAG: said, **tags})
+
+
+def settle(
+    instance: dg.DagsterInstance,
+    run: dg.DagsterRun,
+    asset: dg.AssetKey,
+    assets: Iterable[dg.AssetKey],
+    said: str,
+) -> None:
+    """Note that nothing of an asset is left to this run; ``assets`` are all that it works on."""
+    settled = {f"{_SETTLED_TAG}{name_of(asset)}": said}
+    instance.add_run_tags(run.run_id, settled)
+    now = instance.get_run_by_id(run.run_id)
+    if now is not None and all(f"{_SETTLED_TAG}{name_of(each)}" in now.tags for each in assets):
+        mark(instance, run.run_id, SETTLED, said)
+
+
+def say_again(
+    instance: dg.DagsterInstance, held_id: str, failed: dg.DagsterRun, poll_interval: timedelta
+) -> datetime:
+    """Say on a held run that follows a failed one when it is let go; that moment."""
+    held = instance.get_run_by_id(held_id)
+    fruitless = read(held).fruitless if held is not None else 1
+    moment = datetime.now(UTC) + pause_after_failures(fruitless, poll_interval)
+    tags = {
+        SHORT_TAG: f"again at {moment:%H:%M} UTC",
+        LONG_TAG: f"Run {failed.run_id[:8]} failed while something was out. The sensor starts this "
+        f"run at {moment:%H:%M} UTC, to try again; {counted(fruitless, 'run', 'runs')} in a row "
+        "failed.",
+    }
+    instance.add_run_tags(held_id, tags)
+    return moment
 
 
 def watchers(instance: dg.DagsterInstance, claude_resource: str) -> list[dg.DagsterRun]:
@@ -266,6 +322,15 @@ def in_queue(
     """Held runs with these tags and statuses, oldest first."""
     found = instance.get_runs(dg.RunsFilter(tags=dict(tags), statuses=list(statuses)))
     return list(reversed(list(found)))
+
+
+_PAUSES: Final = (0, 1, 5, 15, 30, 60)
+"""Poll intervals between the end of a run that came to nothing and the next one's beginning."""
+
+
+def pause_after_failures(fruitless: int, poll_interval: timedelta) -> timedelta:
+    """How long to wait after so many runs in a row that came to nothing."""
+    return poll_interval * _PAUSES[min(fruitless, len(_PAUSES) - 1)]
 
 
 def pause_after(age: timedelta, poll_interval: timedelta) -> timedelta:

@@ -9,51 +9,16 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import dagster as dg
-from dagster._core.errors import DagsterRunAlreadyExists
-from dagster._core.events import DagsterEvent
-from dagster._core.run_coordinator.queued_run_coordinator import QueuedRunCoordinator
-from dagster._core.storage.tags import (
-    AUTO_RETRY_RUN_ID_TAG,
-    GRPC_INFO_TAG,
-    PARENT_RUN_ID_TAG,
-    PRIORITY_TAG,
-    RESUME_RETRY_TAG,
-    RETRY_NUMBER_TAG,
-    ROOT_RUN_ID_TAG,
-    RUN_FAILURE_REASON_TAG,
-    RUN_KEY_TAG,
-    RUN_WORKER_ID_TAG,
-    SENSOR_NAME_TAG,
-    TICK_ID_TAG,
-    WILL_RETRY_TAG,
-)
 
-from dagster_claude_batch import held_run
+from dagster_claude_batch import dagster_internals, held_run
+from dagster_claude_batch.dagster_internals import NOT_COPIED, PRIORITY_TAG
 
 if TYPE_CHECKING:
     from dagster._core.definitions.assets.graph.base_asset_graph import BaseAssetGraph
     from dagster._core.snap import ExecutionPlanSnapshot
 
 MOST_FRUITLESS: Final = 5
-"""So many runs in a chain may end without having sent anything, before it is given up."""
-
-_NOT_COPIED: Final = frozenset(
-    {
-        AUTO_RETRY_RUN_ID_TAG,
-        GRPC_INFO_TAG,
-        PARENT_RUN_ID_TAG,
-        PRIORITY_TAG,
-        RESUME_RETRY_TAG,
-        RETRY_NUMBER_TAG,
-        ROOT_RUN_ID_TAG,
-        RUN_FAILURE_REASON_TAG,
-        RUN_KEY_TAG,
-        RUN_WORKER_ID_TAG,
-        SENSOR_NAME_TAG,
-        TICK_ID_TAG,
-        WILL_RETRY_TAG,
-    }
-)
+"""So many runs in a chain may end without having sent or collected, before it is given up."""
 
 
 def held_run_id(maker_run_id: str) -> str:
@@ -68,10 +33,17 @@ def why_not(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str | None:
     """
     if instance.is_ephemeral:
         return "the Dagster instance is ephemeral"
-    if not isinstance(instance.run_coordinator, QueuedRunCoordinator):
+    lacking = dagster_internals.missing(instance)
+    if lacking is not None:
+        return f"Dagster {dg.__version__} has no {lacking}, which runs that wait in the queue need"
+    if not dagster_internals.queues_runs(instance):
         return "the instance's run coordinator does not queue runs"
     if run.remote_job_origin is None:
         return "the run was not launched through a code location"
+    return _why_queue_not(instance)
+
+
+def _why_queue_not(instance: dg.DagsterInstance) -> str | None:
     queue = instance.get_concurrency_config().run_queue_config
     if queue is None or not queue.should_block_op_concurrency_limited_runs:
         return "the run queue does not look at pools (block_op_concurrency_limited_runs)"
@@ -89,19 +61,23 @@ def make(
     asset_graph: "BaseAssetGraph[Any]",
     batch_assets: Iterable[dg.AssetKey],
     claude_resource: str,
+    has_failed: bool = False,
 ) -> str:
     """Create and enqueue the run that will collect; its id. Making it twice makes one.
 
-    It repeats of ``run`` the batch assets and what is downstream of them.
+    It repeats of ``run`` the batch assets and what is downstream of them. ``has_failed``: the run
+    has failed with something out, and this one is to try again.
 
     Raises:
-        RuntimeError: Dagster would not hold it, or one run after the other has made a successor
-            without sending anything. There is no held run then.
+        RuntimeError: Dagster would not hold it, or one run after the other has come to nothing.
+            There is no held run then.
     """
-    if _fruitless(run) > MOST_FRUITLESS:
+    fruitless = fruitless_runs(run, has_failed=has_failed)
+    if fruitless > MOST_FRUITLESS:
         raise RuntimeError(
-            f"{MOST_FRUITLESS} runs in a row have ended before they had sent anything. Nothing was "
-            "submitted. Read why the runs before this one failed, then materialize again."
+            f"{fruitless} runs in a row have ended without having sent or collected anything, and "
+            "this one leaves no other. Read why they failed, then materialize again: it goes on "
+            "with what is out."
         )
     held_id = held_run_id(run.run_id)
     pool = held_run.pool_of(held_id)
@@ -115,7 +91,7 @@ def make(
             run_id=held_id,
             run_config=run.run_config,
             status=dg.DagsterRunStatus.NOT_STARTED,
-            tags=_tags(run, held_id, pool, claude_resource),
+            tags=_tags(run, held_id, pool, claude_resource, fruitless),
             root_run_id=None,
             parent_run_id=None,
             step_keys_to_execute=None,
@@ -130,7 +106,7 @@ def make(
             job_code_origin=run.job_code_origin,
             asset_graph=asset_graph,
         )
-    except DagsterRunAlreadyExists:
+    except dagster_internals.already_exists_error():
         return held_id
     concurrency = held.run_op_concurrency
     if concurrency is None or set(concurrency.root_key_counts) != {pool}:
@@ -142,7 +118,9 @@ def make(
 
 def enqueue(instance: dg.DagsterInstance, held: dg.DagsterRun) -> None:
     """Put a held run into the queue."""
-    instance.report_dagster_event(DagsterEvent.job_enqueue(held), run_id=held.run_id)
+    instance.report_dagster_event(
+        dagster_internals.event_class().job_enqueue(held), run_id=held.run_id
+    )
 
 
 def undo(instance: dg.DagsterInstance, maker_run_id: str) -> None:
@@ -204,11 +182,13 @@ def _checks_of(
     return frozenset(key for key in run.asset_check_selection if key.asset_key in selection)
 
 
-def _tags(run: dg.DagsterRun, held_id: str, pool: str, claude_resource: str) -> dict[str, str]:
+def _tags(
+    run: dg.DagsterRun, held_id: str, pool: str, claude_resource: str, fruitless: int
+) -> dict[str, str]:
     copied = {
         key: value
         for key, value in run.tags.items()
-        if key not in {*_NOT_COPIED, held_run.SHORT_TAG, held_run.LONG_TAG}
+        if key not in {*NOT_COPIED, held_run.SHORT_TAG, held_run.LONG_TAG}
         and not key.startswith(held_run.OURS)
     }
     return {
@@ -218,18 +198,22 @@ def _tags(run: dg.DagsterRun, held_id: str, pool: str, claude_resource: str) -> 
         held_run.HELD_TAG: claude_resource,
         held_run.STATE_TAG: held_run.WAITING,
         held_run.MAKER_TAG: run.run_id,
-        held_run.FRUITLESS_TAG: str(_fruitless(run)),
+        held_run.FRUITLESS_TAG: str(fruitless),
         held_run.POOL_TAG: pool,
         held_run.SHORT_TAG: "sending batches",
         held_run.LONG_TAG: f"The sensor starts run {held_id[:8]} when its batches have ended.",
     }
 
 
-def _fruitless(run: dg.DagsterRun) -> int:
-    """Count the links of a chain of held runs that never had anything to wait for."""
-    if held_run.HELD_TAG not in run.tags or held_run.read(run).waits:
-        return 0
-    return int(run.tags.get(held_run.FRUITLESS_TAG, "0")) + 1
+def fruitless_runs(run: dg.DagsterRun, *, has_failed: bool) -> int:
+    """How many runs in a row, up to this one, came to nothing, should this one do so too.
+
+    A held run that waits for something follows one that has come to something.
+    """
+    chain = 0
+    if held_run.HELD_TAG in run.tags and not held_run.read(run).waits:
+        chain = held_run.read(run).fruitless + 1
+    return max(chain, 1) if has_failed else chain
 
 
 def original_priority(tags: Mapping[str, str]) -> str:

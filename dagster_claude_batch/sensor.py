@@ -14,6 +14,8 @@ import dagster as dg
 import httpx2
 
 from dagster_claude_batch import held_run, holding
+from dagster_claude_batch.batch_asset import batch_asset_keys
+from dagster_claude_batch.dagster_internals import PARTITION_NAME_TAG, WILL_RETRY_TAG
 from dagster_claude_batch.doubt import UNSEEN
 from dagster_claude_batch.errors import ClaudeBatchError
 from dagster_claude_batch.held_run import HeldRun
@@ -28,6 +30,8 @@ STUCK: Final = timedelta(minutes=5)
 """A held run that is still not enqueued after this long was left behind by a crash."""
 
 RELEASES_PER_TICK: Final = 200
+RETRIES_PER_TICK: Final = 20
+OBSERVATIONS_PER_TICK: Final = 100
 _API_TIMEOUT_SECONDS: Final = 20.0
 
 _QUEUED: Final = (dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED)
@@ -40,7 +44,8 @@ class Cursor:
     ``held`` are the held runs last seen unfinished, ``ended`` runs that ended with something out,
     and when that was noticed. ``unseen`` are batches that the API does not show although it shows
     others, and since when. ``land_at`` is when to ask for a landing run, ``landing`` the one
-    that was asked for, and ``landing_for`` the runs that it was told of.
+    that was asked for, and ``landing_for`` the runs that it was told of. ``progress`` is how
+    many tenths of its batches had ended when that was last said of a held run.
     """
 
     last_look: float = 0.0
@@ -51,6 +56,7 @@ class Cursor:
     landing: str | None = None
     unseen: dict[str, float] = field(default_factory=dict[str, float])
     landing_for: list[str] = field(default_factory=list[str])
+    progress: dict[str, int] = field(default_factory=dict[str, int])
 
     @classmethod
     def load(cls, text: str | None) -> "Cursor":
@@ -120,14 +126,18 @@ class Tick:
         waiting = self._waiting(runs)
         problem, look = self._look(waiting)
         released = self._release(waiting, look)
+        self._bring_back()
         self._notice_ended(runs)
         self._sweep_pools(runs)
         requests = self._landing_requests()
-        summary = self._summary([each for each, _ in waiting], released, problem)
+        left = [pair for pair in waiting if pair[0].run_id not in released]
+        progress = self._progress(left, look)
+        summary = self._summary([each for each, _ in left], released, problem)
         return dg.SensorResult(
             run_requests=requests,
             skip_reason=None if requests else dg.SkipReason(summary),
             cursor=self.cursor.dump(),
+            asset_events=progress,
         )
 
     def _location_tags(self) -> dict[str, str]:
@@ -191,28 +201,89 @@ class Tick:
         """When the youngest batch is to be looked at again, and with it all others."""
         begun = [wait.since for held in waiting for wait in held.waits if wait.since]
         age = self.now - max(begun) if begun else timedelta()
-        pause = held_run.pause_after(age, timedelta(seconds=self.claude.poll_interval_seconds))
+        pause = held_run.pause_after(age, self._poll_interval)
         return datetime.fromtimestamp(self.cursor.last_look, UTC) + pause
 
     def _release(self, waiting: Sequence[tuple[HeldRun, dg.DagsterRun]], look: Look) -> set[str]:
         """Let go what has something to do, never before the run that made it has ended."""
         window = self.claude.max_in_flight_requests
         due = [pair for pair in waiting if may_go(pair[0], look, self.now, window)]
-        makers = self._runs([held.maker_run_id for held, _ in due])
+        makers = self._records([held.maker_run_id for held, _ in due])
+        ready = [
+            (held, run, maker)
+            for held, run in due
+            if self._is_over(held, maker := makers.get(held.maker_run_id))
+        ]
         released: set[str] = set()
-        for held, run in due[:RELEASES_PER_TICK]:
-            maker = makers.get(held.maker_run_id)
-            if maker is not None and not maker.is_finished:
-                continue
+        for held, run, maker in ready[:RELEASES_PER_TICK]:
             released.add(run.run_id)
-            if not held.waits and maker and maker.status == dg.DagsterRunStatus.CANCELED:
+            if (
+                not held.waits
+                and maker
+                and maker.dagster_run.status == dg.DagsterRunStatus.CANCELED
+            ):
                 # Who terminated the run while it was sending did not mean its successor to go on.
                 self.instance.report_run_canceled(run, message="The run before this was cancelled.")
             else:
                 held_run.release(self.instance, run)
-        if len(released) < len(due):
+        if any(held.waits and held.run_id not in released for held, _ in due):
             self.cursor.last_look = 0.0
         return released
+
+    def _is_over(self, held: HeldRun, maker: dg.RunRecord | None) -> bool:
+        """Whether the run that made a held run has ended, and a pause after failures is over."""
+        if maker is None:
+            return True
+        if not maker.dagster_run.is_finished:
+            return False
+        pause = held_run.pause_after_failures(held.fruitless, self._poll_interval)
+        over = (maker.end_time or 0.0) + pause.total_seconds()
+        return bool(held.waits) or self._real_now().timestamp() >= over
+
+    @property
+    def _poll_interval(self) -> timedelta:
+        return timedelta(seconds=self.claude.poll_interval_seconds)
+
+    def _records(self, run_ids: Iterable[str]) -> dict[str, dg.RunRecord]:
+        wanted = sorted(set(run_ids))
+        if not wanted:
+            return {}
+        found = self.instance.get_run_records(dg.RunsFilter(run_ids=wanted))
+        return {record.dagster_run.run_id: record for record in found}
+
+    def _bring_back(self) -> None:
+        """Make another run for each that died while it collected, or never began to.
+
+        One that fails by itself makes its successor itself. Where one after the other has failed,
+        none is made, and the landing job lands what they have left.
+        """
+        tags = {**self._tags(), held_run.STATE_TAG: held_run.RELEASED}
+        failed = dg.RunsFilter(tags=tags, statuses=[dg.DagsterRunStatus.FAILURE])
+        for run in self.instance.get_runs(failed, limit=RETRIES_PER_TICK):
+            held_id = holding.held_run_id(run.run_id)
+            if not self.instance.has_run(held_id) and not self._is_brought_back(run):
+                continue
+            said = f"again by run {held_id[:8]}"
+            held_run.mark(self.instance, run.run_id, held_run.SETTLED, said)
+
+    def _is_brought_back(self, run: dg.DagsterRun) -> bool:
+        repository = self.context.repository_def
+        if repository is None or run.tags.get(WILL_RETRY_TAG) == "true":
+            return False
+        selected = run.asset_selection or frozenset()
+        try:
+            held_id = holding.make(
+                self.instance,
+                run,
+                asset_graph=repository.asset_graph,
+                batch_assets=selected & batch_asset_keys(repository),
+                claude_resource=self.claude_resource,
+                has_failed=True,
+            )
+        except RuntimeError:
+            return False
+        held_run.say_again(self.instance, held_id, run, self._poll_interval)
+        return True
 
     def _runs(self, run_ids: Iterable[str]) -> dict[str, dg.DagsterRun]:
         wanted = sorted(set(run_ids))
@@ -320,8 +391,22 @@ class Tick:
         """Dagster's time, by which runs are dated; `now` is the API's."""
         return datetime.now(UTC)
 
-    def _summary(self, held: Sequence[HeldRun], released: set[str], problem: str | None) -> str:
-        left = [each for each in held if each.run_id not in released]
+    def _progress(
+        self, waiting: Sequence[tuple[HeldRun, dg.DagsterRun]], look: Look
+    ) -> list[dg.AssetObservation]:
+        """Say how many batches have ended of those that a run waits for, at each tenth of them."""
+        before, self.cursor.progress = self.cursor.progress, {}
+        said: list[dg.AssetObservation] = []
+        for held, run in waiting:
+            ended = len(look.ended & held.batch_ids)
+            tenths = max(10 * ended // max(1, len(held.batch_ids)), before.get(held.run_id, 0))
+            if tenths:
+                self.cursor.progress[held.run_id] = tenths
+            if tenths > before.get(held.run_id, 0) and len(said) < OBSERVATIONS_PER_TICK:
+                said += progress_of(held, run, ended)
+        return said
+
+    def _summary(self, left: Sequence[HeldRun], released: set[str], problem: str | None) -> str:
         parts = [problem] if problem else []
         if released:
             parts.append(f"Let {held_run.counted(len(released), 'run', 'runs')} go.")
@@ -340,16 +425,43 @@ def look_at(claude: ClaudeBatchResource, wanted: set[str], *, for_room: bool) ->
     return Look(frozenset(ended), in_queue, frozenset(unseen))
 
 
+def progress_of(held: HeldRun, run: dg.DagsterRun, ended: int) -> list[dg.AssetObservation]:
+    """How far the batches of a held run are, for each of its assets that waits."""
+    return [
+        dg.AssetObservation(
+            key,
+            partition=run.tags.get(PARTITION_NAME_TAG),
+            description=f"{ended:,} of {len(held.batch_ids):,} Claude batches have ended.",
+            metadata={
+                "batches_ended": ended,
+                "waiting_for_batches": len(held.batch_ids) - ended,
+                "collecting_run": dg.MetadataValue.dagster_run(held.run_id),
+            },
+        )
+        for key in sorted(run.asset_selection or ())
+        if held_run.name_of(key) in held.assets
+    ]
+
+
 def describe(waiting: Sequence[HeldRun], now: datetime, next_look: datetime) -> str:
     """What is waited for, in one sentence."""
     if not waiting:
         return "Nothing is waiting for batches."
     batches = {batch_id for held in waiting for batch_id in held.batch_ids}
     since = [wait.since for held in waiting for wait in held.waits if wait.since]
-    runs = held_run.counted(len(waiting), "run waits", "runs wait")
-    parts = [f"{runs} for {held_run.counted(len(batches), 'batch', 'batches')}"]
+    runs = held_run.counted(len(waiting), "run", "runs")
+    partitions = held_run.counted(
+        sum(held.partitions for held in waiting), "partition", "partitions"
+    )
+    verb = "waits" if len(waiting) == 1 else "wait"
+    parts = [
+        f"{runs} with {partitions} {verb} for {held_run.counted(len(batches), 'batch', 'batches')}"
+    ]
     if since:
         parts.append(f"the oldest out for {_duration(now - min(since))}")
+    again = [held for held in waiting if held.fruitless and not held.waits]
+    if again:
+        parts.append(f"{held_run.counted(len(again), 'of them tries', 'of them try')} again")
     if next_look > now:
         parts.append(f"next look in {_duration(next_look - now)}")
     return ", ".join(parts) + "."

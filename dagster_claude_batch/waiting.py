@@ -8,12 +8,12 @@ from functools import partial
 from typing import Any, Final, Literal
 
 import dagster as dg
-from dagster._core.storage.tags import PARENT_RUN_ID_TAG, RETRY_NUMBER_TAG
 
 from dagster_claude_batch import finishing, held_run, holding, ledger
 from dagster_claude_batch.advance import Engine
 from dagster_claude_batch.batch_asset import BatchAsset, batch_asset, engine_for
 from dagster_claude_batch.config import ClaudeBatchConfig
+from dagster_claude_batch.dagster_internals import PARENT_RUN_ID_TAG, RETRY_NUMBER_TAG
 from dagster_claude_batch.errors import MaterializationCancelledError, NoSensorError
 from dagster_claude_batch.ledger import Materialization, MaterializationConfig
 from dagster_claude_batch.report import PartitionReport, partitions_with_rows, report_on
@@ -32,14 +32,11 @@ def materialize(
     if not context.selected_asset_keys:
         yield from finishing.check_results(run.key, asset.declaration, run.reports([]))
         return
-    materializations = run.engine.attach(
-        run.partitions,
-        MaterializationConfig(config.refresh, config.retry_failed),
-        is_given_up=partial(held_run.were_given_up, context.instance),
-    )
+    materializations = run.attach(config)
     if run.is_done(materializations):
+        reports = run.reports(materializations)
         yield from finishing.finish(
-            context, run.key, asset.declaration, run.reports(materializations)
+            context, run.key, asset.declaration, reports, deleted=run.deleted_partitions
         )
 
 
@@ -79,10 +76,44 @@ class Run:
 
     @property
     def partitions(self) -> list[str | None]:
-        """The run's partition keys, also of a range; (None,) without partitions."""
-        if self.context.has_partition_key or self.context.has_partition_key_range:
+        """The run's partition keys, also of a range; (None,) without partitions.
+
+        Dagster names those of a single partition, and a range, only while its keys exist.
+        """
+        if self.context.has_partition_key:
+            return [self.context.partition_key]
+        if not self.context.has_partition_key_range:
+            return [None]
+        try:
             return list(self.context.partition_keys)
-        return [None]
+        except dg.DagsterInvalidInvocationError:
+            known = self.engine.partitions_of_run()
+            if not known:
+                raise
+            return known
+
+    @property
+    def deleted_partitions(self) -> list[str]:
+        """Those of the run's keys that the asset has no more: somebody deleted them meanwhile."""
+        definition = self.asset.partitions_def
+        if definition is None:
+            return []
+        keys = set(definition.get_partition_keys(dynamic_partitions_store=self.context.instance))
+        return [key for key in self.partitions if key is not None and key not in keys]
+
+    def attach(self, config: ClaudeBatchConfig) -> Sequence[Materialization]:
+        """Find or begin what this run works on; a collecting run that cannot is tried again."""
+        try:
+            self._materializations = self.engine.attach(
+                self.partitions,
+                MaterializationConfig(config.refresh, config.retry_failed),
+                is_given_up=partial(held_run.were_given_up, self.context.instance),
+            )
+        except Exception:
+            if held_run.HELD_TAG in self.context.run.tags:
+                self._leave_to_another_try()
+            raise
+        return self._materializations
 
     def reports(self, materializations: Sequence[Materialization]) -> list[PartitionReport]:
         """How each partition stands."""
@@ -113,7 +144,6 @@ class Run:
         Raises:
             MaterializationCancelledError: Somebody else has cancelled it meanwhile.
         """
-        self._materializations = materializations
         try:
             is_done = self._advance()
         except BaseException as error:
@@ -123,9 +153,12 @@ class Run:
                 self._give_up()
             elif not self.engine.may_be_out(materializations):
                 self._undo()
+                self._say_settled("ended with an error")
+            elif isinstance(error, Exception):
+                self._leave_to_another_try()
             raise
         if is_done:
-            self._say_settled()
+            self._say_settled("results collected")
             if self.engine.is_cancelled(materializations):
                 raise MaterializationCancelledError(self.asset.declaration.asset)
         return is_done
@@ -200,12 +233,11 @@ class Run:
         tags = {held_run.GAVE_UP_TAG: self.asset.claude_resource}
         self.context.instance.add_run_tags(self.context.run.run_id, tags)
 
-    def _say_settled(self) -> None:
-        """Nothing is out any more, however the run ends."""
+    def _say_settled(self, said: str) -> None:
+        """Nothing is left to this run that somebody would have to look after, however it ends."""
         run = self.context.instance.get_run_by_id(self.context.run.run_id)
         if run is not None and held_run.SHORT_TAG in run.tags:
-            instance, state = self.context.instance, held_run.SETTLED
-            held_run.mark(instance, run.run_id, state, "results collected")
+            held_run.settle(self.context.instance, run, self.key, self._batch_assets(), said)
 
     def _announce_waiting_here(self) -> None:
         """Let the sensor know of this run, should it be killed while something is out."""
@@ -224,23 +256,59 @@ class Run:
         if self._held_id is not None:
             return
         self._require_sensor()
-        run, held_id = self.context.run, holding.held_run_id(self.context.run.run_id)
+        held_id = holding.held_run_id(self.context.run.run_id)
         self.engine.attach_run(held_id, self._materializations)
-        self._held_id = holding.make(
+        self._held_id = self._make()
+        self._note_attached(held_id)
+
+    def _make(self, *, has_failed: bool = False) -> str:
+        return holding.make(
             self.context.instance,
-            run,
+            self.context.run,
             asset_graph=self.context.repository_def.asset_graph,
             batch_assets=set(self._batch_assets()) - self._materialized_here(),
             claude_resource=self.asset.claude_resource,
+            has_failed=has_failed,
         )
-        attached = {held_run.attached_tag(self.key): run.run_id}
+
+    def _note_attached(self, held_id: str) -> None:
+        attached = {held_run.attached_tag(self.key): self.context.run.run_id}
         self.context.instance.add_run_tags(held_id, attached)
+
+    def _leave_to_another_try(self) -> None:
+        """Leave another run, unless one is there: something is out, and this one fails.
+
+        What keeps it from that must not take the place of the error that the run fails with.
+        """
+        try:
+            if self._held_id is None and self._can_be_held():
+                self._held_id = self._make(has_failed=True)
+                self._say_again(self._held_id)
+                self.engine.attach_run(self._held_id, self._materializations)
+                self._note_attached(self._held_id)
+        except Exception as error:  # noqa: BLE001  # see above
+            self.context.log.warning(f"No other run tries again by itself: {error}")
+        if self._held_id is not None:
+            self._say_settled(f"again by run {self._held_id[:8]}")
+
+    def _can_be_held(self) -> bool:
+        problem = sensor_problem(self.context, self.asset.claude_resource)
+        return problem is None and self._why_in_the_run() is None
+
+    def _say_again(self, held_id: str) -> None:
+        interval = timedelta(seconds=self.engine.claude.poll_interval_seconds)
+        run = self.context.run
+        moment = held_run.say_again(self.context.instance, held_id, run, interval)
+        self.context.log.info(
+            f"Something is out: run {held_id} tries again at {moment:%H:%M:%S} UTC."
+        )
 
     def _batch_assets(self) -> dict[dg.AssetKey, BatchAsset]:
         """The batch assets of the run."""
-        in_run = self.context.job_def.asset_layer.executable_asset_keys
-        definitions = self.context.repository_def.assets_defs_by_key
-        found = {key: batch_asset(definitions[key]) for key in in_run if key in definitions}
+        # Not the repository's: `dg.materialize` has none.
+        graph = self.context.job_def.asset_layer.asset_graph
+        in_run = graph.executable_asset_keys
+        found = {key: batch_asset(graph.get(key).assets_def) for key in in_run}
         return {key: asset for key, asset in found.items() if asset is not None}
 
     def _materialized_here(self) -> set[dg.AssetKey]:
@@ -259,21 +327,21 @@ class Run:
     def _leave(self, waiting: Waiting) -> None:
         self._hold()
         held_id = str(self._held_id)
-        held_run.describe(self.context.instance, held_id, self.key, waiting)
+        partitions = len(self.partitions)
+        held_run.describe(self.context.instance, held_id, self.key, waiting, partitions=partitions)
         self.context.log.info(
             f"Out: {held_run.counted(len(waiting.batch_ids), 'batch', 'batches')} with "
             f"{held_run.counted(waiting.requests, 'request', 'requests')}. This run ends now; "
             f"run {held_id} waits in the queue and will collect the results."
         )
-        said = f"collected by run {held_id[:8]}"
-        # A run that left its successor behind has nothing that somebody would have to look after.
-        held_run.mark(self.context.instance, self.context.run.run_id, held_run.SETTLED, said)
+        run, said = self.context.run, f"collected by run {held_id[:8]}"
+        held_run.settle(self.context.instance, run, self.key, self._batch_assets(), said)
         for partition in self.partitions:
             self.context.log_event(
                 dg.AssetObservation(
                     self.key,
                     partition=partition,
-                    description="Waiting for Claude batches.",
+                    description=_waits_for(waiting, held_id),
                     metadata={
                         "waiting_for_batches": len(waiting.batch_ids),
                         "waiting_for_requests": waiting.requests,
@@ -308,6 +376,18 @@ class Run:
             )
             time.sleep(max(0.01, pause.total_seconds()))
             left = self.engine.advance(self._materializations)
+
+
+def _waits_for(waiting: Waiting, held_id: str) -> str:
+    """What an observation says of a wait that begins."""
+    out = held_run.counted(len(waiting.batch_ids), "Claude batch", "Claude batches")
+    requests = held_run.counted(waiting.requests, "request", "requests")
+    unsent = held_run.counted(waiting.unsent, "chunk is", "chunks are")
+    more = f" {unsent} not sent yet." if waiting.unsent else ""
+    return (
+        f"Waiting for {out} with {requests}.{more} Run {held_id[:8]} stays queued meanwhile and "
+        "collects the results; terminating it cancels the batches."
+    )
 
 
 def sensor_problem(context: dg.AssetExecutionContext, claude_resource: str) -> str | None:

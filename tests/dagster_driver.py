@@ -112,7 +112,7 @@ class DagsterDriver(LocalDagster):
     def at(self, location: str) -> Self:
         """The same Dagster, acting on another of its code locations."""
         there = copy(self)
-        there._location = {**self._location, "repositoryLocationName": location}  # noqa: SLF001 - a copy of this very object
+        there._location = {**self._location, "repositoryLocationName": location}  # noqa: SLF001  # a copy of the same class
         return there
 
     def failed_and_missing(self, asset: str) -> list[str]:

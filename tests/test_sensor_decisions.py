@@ -1,5 +1,6 @@
 """What a tick decides, without Dagster."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -8,7 +9,14 @@ import pytest
 from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteRepositoryOrigin
 
 from dagster_claude_batch import LocalClaudeBatchResource
-from dagster_claude_batch.held_run import HELD_TAG, MAKER_TAG, HeldRun, pause_after, read
+from dagster_claude_batch.held_run import (
+    HELD_TAG,
+    MAKER_TAG,
+    HeldRun,
+    pause_after,
+    pause_after_failures,
+    read,
+)
 from dagster_claude_batch.held_run import describe as describe_held
 from dagster_claude_batch.landing_job import LEFT_TAG
 from dagster_claude_batch.sensor import Cursor, Look, Tick, describe, may_go
@@ -82,10 +90,22 @@ def test_looks_become_rarer_with_the_age_of_the_batches(age: timedelta, seconds:
 
 def test_a_quiet_tick_says_what_it_waits_for() -> None:
     waiting = [_held(Waiting(("a", "b"), since=SINCE)), _held(Waiting(("b", "c"), since=NOW))]
+    waiting[1] = replace(waiting[1], partitions=3)
 
     said = describe(waiting, NOW, NOW + timedelta(minutes=4))
 
-    assert said == "2 runs wait for 3 batches, the oldest out for 2 h 10 min, next look in 4 min."
+    assert said == (
+        "2 runs with 4 partitions wait for 3 batches, the oldest out for 2 h 10 min, "
+        "next look in 4 min."
+    )
+
+
+def test_a_quiet_tick_says_what_tries_again() -> None:
+    again = replace(_held(), fruitless=2)
+
+    assert describe([again], NOW, NOW) == (
+        "1 run with 1 partition waits for 0 batches, 1 of them tries again."
+    )
 
 
 @pytest.mark.parametrize("text", [None, "", "no json", '{"of": "another version"}', "[1]"])
@@ -128,6 +148,15 @@ def test_what_a_held_run_waits_for_survives_its_tags() -> None:
         found = instance.get_run_by_id(run.run_id)
         assert found is not None
         assert read(found).waits == (waiting,)
+
+
+@pytest.mark.parametrize(
+    ("fruitless", "minutes"), [(0, 0), (1, 1), (2, 5), (3, 15), (4, 30), (5, 60), (9, 60)]
+)
+def test_pauses_grow_with_each_run_that_came_to_nothing(fruitless: int, minutes: int) -> None:
+    pause = pause_after_failures(fruitless, timedelta(minutes=1))
+
+    assert pause == timedelta(minutes=minutes)
 
 
 def _empty_job() -> dg.JobDefinition:

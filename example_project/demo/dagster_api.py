@@ -319,6 +319,25 @@ class DagsterApi:
         """Return a sensor's ticks, newest first."""
         return [_tick(tick) for tick in self._sensor(sensor, limit=limit)["ticks"]]
 
+    def start_schedule(self, schedule: str) -> str:
+        """Switch a schedule on; return the id by which it is stopped."""
+        selector = {**self._location, "scheduleName": schedule}
+        return self._call(documents.START_SCHEDULE, selector=selector)["scheduleState"]["id"]
+
+    def stop_schedule(self, schedule_id: str) -> None:
+        """Switch a schedule off."""
+        self._call(documents.STOP_SCHEDULE, id=schedule_id)
+
+    def add_partition(self, partitions_def: str, key: str) -> None:
+        """Add a key to dynamic partitions."""
+        self._call(documents.ADD_PARTITION, repository=self._location, name=partitions_def, key=key)
+
+    def delete_partition(self, partitions_def: str, key: str) -> None:
+        """Delete a key of dynamic partitions; its materializations stay."""
+        self._call(
+            documents.DELETE_PARTITIONS, repository=self._location, name=partitions_def, keys=[key]
+        )
+
     def reload_location(self) -> None:
         """Load the definitions again, as "Reload definitions" does.
 

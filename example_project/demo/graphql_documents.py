@@ -279,6 +279,47 @@ mutation ($id: String!) {
 }
 """
 
+START_SCHEDULE = """
+mutation ($selector: ScheduleSelector!) {
+  startSchedule(scheduleSelector: $selector) {
+    __typename
+    ... on ScheduleStateResult { scheduleState { id } }
+    ... on Error { message }
+  }
+}
+"""
+
+STOP_SCHEDULE = """
+mutation ($id: String!) {
+  stopRunningSchedule(id: $id) {
+    __typename
+    ... on Error { message }
+  }
+}
+"""
+
+ADD_PARTITION = """
+mutation ($repository: RepositorySelector!, $name: String!, $key: String!) {
+  addDynamicPartition(
+    repositorySelector: $repository, partitionsDefName: $name, partitionKey: $key
+  ) {
+    __typename
+    ... on Error { message }
+  }
+}
+"""
+
+DELETE_PARTITIONS = """
+mutation ($repository: RepositorySelector!, $name: String!, $keys: [String!]!) {
+  deleteDynamicPartitions(
+    repositorySelector: $repository, partitionsDefName: $name, partitionKeys: $keys
+  ) {
+    __typename
+    ... on Error { message }
+  }
+}
+"""
+
 RELOAD_LOCATION = """
 mutation ($name: String!) {
   reloadRepositoryLocation(repositoryLocationName: $name) {

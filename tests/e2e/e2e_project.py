@@ -5,57 +5,25 @@ Each asset belongs to one test, which fills the table ``<asset>_source``.
 
 import os
 from pathlib import Path
-from typing import Any
 
 import dagster as dg
 import httpx2
-import pandas as pd
 from dagster_duckdb import DuckDBResource
 from dagster_duckdb_pandas import DuckDBPandasIOManager
+from e2e_declared import CITIES, asked, read, whole
 from e2e_gates import Gate, GatedTransport
+from e2e_situated import AUTOMATION, SCHEDULES, SITUATED
 
 from dagster_claude_batch import (
     LocalClaudeBatchResource,
-    build_claude_batch_asset,
     build_claude_batch_sensor,
 )
 
 HOME = Path(os.environ["E2E_HOME"])
 WAREHOUSE = str(HOME / "warehouse.duckdb")
 
-CITIES = dg.StaticPartitionsDefinition(["amsterdam", "berlin", "copenhagen"])
 DAYS = dg.DailyPartitionsDefinition("2026-03-01", end_date="2026-03-04")
 CITIES_BY_DAY = dg.MultiPartitionsDefinition({"city": CITIES, "day": DAYS})
-
-
-def asked(name: str, **declared: Any) -> dg.AssetsDefinition:
-    return build_claude_batch_asset(
-        name,
-        row_key="review_id",
-        **{
-            "source": f"{name}_source",
-            "prompt": "{{ review }}",
-            "partitions_def": CITIES,
-            "partition_expr": "city",
-            **declared,
-        },
-    )
-
-
-def read(answers: dg.AssetsDefinition) -> dg.AssetsDefinition:
-    """``<asset>_read``: what an IO manager reads of the answers, stored by partition again."""
-    expression = answers.metadata_by_key[answers.key].get("partition_expr")
-
-    @dg.asset(
-        name=f"{answers.key.path[-1]}_read",
-        ins={"reviews": dg.AssetIn(answers.key)},
-        partitions_def=answers.partitions_def,
-        metadata={"partition_expr": expression} if expression else None,
-    )
-    def copy(reviews: pd.DataFrame) -> pd.DataFrame:
-        return reviews[["_partition", "review_id", "response"]]
-
-    return copy
 
 
 @dg.asset
@@ -63,7 +31,7 @@ def mixed_source(duckdb: DuckDBResource) -> None:
     with duckdb.get_connection() as connection:
         connection.execute(
             "CREATE TABLE mixed_source AS "
-            "SELECT 'amsterdam' AS city, i AS review_id, 'nice ' || i AS review "
+            "SELECT 'amsterdam' AS city, i AS review_id, 'mixed ' || i AS review "
             "FROM range(10) AS rows(i)"
         )
 
@@ -72,15 +40,18 @@ def mixed_source(duckdb: DuckDBResource) -> None:
 def mixed_sibling() -> None: ...
 
 
+@dg.asset
+def mixed_stranger() -> None: ...
+
+
 @dg.asset(partitions_def=CITIES, op_tags={"dagster/priority": "-1"})
 def killed_ended_sibling() -> None:
     """Stop at a gate, after all other steps of the run."""
     Gate(HOME / "gates", "before STEP killed_ended_sibling", "before", "STEP", "").stop()
 
 
-whole = {"partitions_def": None, "partition_expr": None}
 translated = asked("translated", **whole)
-rated = asked("rated", source=translated, prompt="Rate: {{ response }}", **whole)
+rated = asked("rated", source=translated, prompt="rated {{ response }}", **whole)
 
 
 @dg.asset(deps=[translated])
@@ -98,6 +69,12 @@ with_downstream = [
         partition_expr={"city": "city", "day": "written_at"},
     ),
 ]
+
+
+@dg.asset(deps=["mixed"])
+def mixed_summary() -> None: ...
+
+
 alone = [
     asked("asked_again"),
     asked("failing", max_attempts=2),
@@ -127,6 +104,8 @@ alone = [
     asked("hurried", max_wait_hours=1),
     asked("hurried_and_tolerant", max_wait_hours=1, max_failure_rate=1.0),
     asked("moved_away"),
+    asked("brought_back"),
+    asked("brought_back_by_the_sensor"),
     asked("all_terminated"),
     asked("held_run_cancelled"),
     asked("held_run_deleted"),
@@ -166,6 +145,8 @@ defs = dg.Definitions(
     assets=[
         mixed_source,
         mixed_sibling,
+        mixed_stranger,
+        mixed_summary,
         translated,
         translated_sibling,
         killed_ended_sibling,
@@ -173,8 +154,11 @@ defs = dg.Definitions(
         *with_downstream,
         *(read(answers) for answers in with_downstream),
         *alone,
+        *SITUATED,
     ],
+    schedules=SCHEDULES,
     sensors=[
+        *AUTOMATION,
         build_claude_batch_sensor("claude_batch_sensor", minimum_interval_seconds=1),
         build_claude_batch_sensor(
             "impatient_sensor",

@@ -15,9 +15,9 @@ def answer(params: Mapping[str, Any]) -> str:
 
 def outcome(params: Mapping[str, Any], _custom_id: str, _seen: int) -> str | None:
     review = _review(params)
-    if review.startswith("refused"):
+    if "refused" in review:
         return "refusal"
-    if review.startswith("doomed") and not (Path(os.environ["E2E_HOME"]) / CURED).exists():
+    if "doomed" in review and not (Path(os.environ["E2E_HOME"]) / CURED).exists():
         return "errored:overloaded_error"
     return None
 

@@ -1,5 +1,6 @@
 """What the end-to-end tests act on: a real Dagster, the simulator that it asks, and DuckDB."""
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
@@ -26,6 +27,8 @@ run_coordinator:
     dequeue_interval_seconds: 1
 run_retries:
   enabled: true
+nux:
+  enabled: false
 """
 
 
@@ -147,11 +150,35 @@ class Stage:
         """What Dagster shows of an asset, of its runs and of its batches, at this moment."""
         runs = self.dagster.runs_of(asset)
         return Shown(
-            partitions=Counter(self.dagster.statuses(asset)),
+            partitions=dict(Counter(self.dagster.statuses(asset))),
             backfill=None if backfill is None else self.dagster.backfill(backfill).status,
             started=sum(run.is_in_progress for run in runs),
             queued=sum(not (run.is_in_progress or run.is_ended) for run in runs),
             batches_out=sum(batch.ended_at is None for batch in self.batches_of(asset)),
+        )
+
+    def wait_until_it_waits(self, asset: str, runs: int = 1, *, timeout: float = 240) -> None:
+        """Wait until so many runs of an asset are in the queue, something is out, and no run is
+        in progress.
+        """
+
+        def waits() -> bool:
+            shown = self.shown(asset)
+            return (shown.started, shown.queued) == (0, runs) and shown.batches_out > 0
+
+        self.dagster.wait_for(waits, timeout=timeout, every=1, what=f"{runs} held runs of {asset}")
+
+    def wait_until_over(
+        self, asset: str, backfill: str | None = None, *, timeout: float = 240
+    ) -> None:
+        """Wait until every run of an asset has ended, and the backfill too."""
+        if backfill is not None:
+            self.dagster.wait_for_backfill(backfill, timeout=timeout)
+        self.dagster.wait_for(
+            lambda: all(run.is_ended for run in self.dagster.runs_of(asset)),
+            timeout=timeout,
+            every=1,
+            what=f"the runs of {asset} to end",
         )
 
     def cure(self) -> None:
@@ -202,6 +229,12 @@ class Stage:
         for run_id in run_ids:
             ended = self.dagster.wait_for_run(run_id)
             assert ended.status == "CANCELED", "\n".join(self.dagster.run_messages(run_id))
+
+    def pid_of(self, run_id: str) -> int:
+        """The process in which a run is at work."""
+        messages = "\n".join(self.dagster.run_messages(run_id))
+        (pid,) = set(re.findall(r"in process \(pid: (\d+)\)", messages))
+        return int(pid)
 
     def held_runs_of(self, run_id: str) -> list[Run]:
         """The run that a run has made to collect, if there is one."""

@@ -1,7 +1,6 @@
 """Terminating a run in each of its states, and materializing again."""
 
 import os
-import re
 import signal
 from collections import Counter
 from datetime import timedelta
@@ -206,7 +205,7 @@ def test_a_run_that_is_interrupted_but_that_nobody_terminated_cancels_nothing_an
 
     run_id = dagster.materialize("interrupted", partition="berlin")
     stage.wait_until_reached(gate)
-    os.kill(_pid_of(stage, run_id), signal.SIGINT)
+    os.kill(stage.pid_of(run_id), signal.SIGINT)
     interrupted = dagster.wait_for_run(run_id)
     gate.open()
     (batch,) = stage.batches_of("interrupted")
@@ -300,13 +299,6 @@ def _wait_until_said(stage: Stage, run_id: str, said: str) -> None:
         timeout=180,
         what=f"the run to say: {said}",
     )
-
-
-def _pid_of(stage: Stage, run_id: str) -> int:
-    (pid,) = set(
-        re.findall(r"in process \(pid: (\d+)\)", "\n".join(stage.dagster.run_messages(run_id)))
-    )
-    return int(pid)
 
 
 def _paid_for(stage: Stage, asset: str) -> int:

@@ -1,3 +1,4 @@
+from e2e_situations import Shown, record
 from e2e_stage import Stage
 
 TEN_OF_BERLIN = (
@@ -68,39 +69,68 @@ def test_what_else_was_selected_runs_once_and_what_is_downstream_runs_after_the_
 ) -> None:
     dagster = stage.dagster
 
-    run_id = dagster.materialize("mixed_source", "mixed", "mixed_read", "mixed_sibling")
+    at_once, later = ("source", "sibling", "stranger"), ("read", "summary")
+    run_id = dagster.materialize("mixed", *(f"mixed_{each}" for each in (*at_once, *later)))
     held = stage.held_by(run_id)
+    waiting = stage.shown("mixed")
+    others = {each: stage.dagster.asset_status(f"mixed_{each}") for each in (*at_once, *later)}
     stage.simulator.end_batches()
     stage.succeed(held.run_id)
 
-    assert sorted(held.assets) == ["mixed", "mixed_read"]
+    assert waiting == Shown({"materializing": 1}, queued=1, batches_out=1)
+    assert others == {
+        **dict.fromkeys(at_once, "materialized"),
+        **dict.fromkeys(later, "materializing"),
+    }
+    assert stage.shown("mixed") == Shown({"materialized": 1})
+    assert sorted(held.assets) == ["mixed", "mixed_read", "mixed_summary"]
     assert {
         asset: [event.run_id for event in dagster.asset_materializations(asset)]
-        for asset in ("mixed_source", "mixed_sibling", "mixed", "mixed_read")
+        for asset in ("mixed", *(f"mixed_{each}" for each in (*at_once, *later)))
     } == {
-        "mixed_source": [run_id],
-        "mixed_sibling": [run_id],
         "mixed": [held.run_id],
-        "mixed_read": [held.run_id],
+        **{f"mixed_{each}": [run_id] for each in at_once},
+        **{f"mixed_{each}": [held.run_id] for each in later},
     }
     assert stage.sql("SELECT response FROM mixed_read ORDER BY review_id") == [
-        (f"NICE {number}",) for number in range(10)
+        (f"MIXED {number}",) for number in range(10)
     ]
+
+    record("in one run: upstream, two downstreams, siblings", waiting, stage.shown("mixed"))
 
 
 def test_a_batch_asset_asks_about_the_answers_of_another_and_nothing_runs_twice(
     stage: Stage,
 ) -> None:
-    stage.fill("translated", "SELECT 1 AS review_id, 'nice' AS review")
+    stage.fill("translated", "SELECT 1 AS review_id, 'translated 1' AS review")
 
-    run = stage.see_through(stage.dagster.materialize("translated", "translated_sibling", "rated"))
+    run_id = stage.dagster.materialize("translated", "translated_sibling", "rated")
+    first = stage.held_by(run_id)
+    while_the_first_is_out = [stage.shown(asset) for asset in ("translated", "rated")]
+    stage.simulator.end_batches()
+    stage.held_by(first.run_id)
+    while_the_second_is_out = [stage.shown(asset) for asset in ("translated", "rated")]
+    run = stage.see_through(first.run_id)
+    at_the_end = [stage.shown(asset) for asset in ("translated", "rated")]
 
+    assert while_the_first_is_out == [
+        Shown({"materializing": 1}, queued=1, batches_out=1),
+        Shown({"materializing": 1}, queued=1),
+    ]
+    assert while_the_second_is_out == [
+        Shown({"materialized": 1}),
+        Shown({"materializing": 1}, queued=1, batches_out=1),
+    ]
+    assert at_the_end == [Shown({"materialized": 1}), Shown({"materialized": 1})]
     assert run.status == "SUCCESS"
-    assert stage.sql("SELECT response FROM rated") == [("RATE: NICE",)]
+    assert stage.sql("SELECT response FROM rated") == [("RATED TRANSLATED 1",)]
     assert {
         asset: len(stage.dagster.asset_materializations(asset))
         for asset in ("translated", "translated_sibling", "rated")
     } == {"translated": 1, "translated_sibling": 1, "rated": 1}
+
+    record("in one run: a batch asset", while_the_first_is_out[0], at_the_end[0])
+    record("in one run: a batch asset downstream of it", while_the_second_is_out[1], at_the_end[1])
 
 
 def test_three_launches_of_a_partition_at_once_send_it_once_and_all_end_well(stage: Stage) -> None:

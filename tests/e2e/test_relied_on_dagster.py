@@ -17,9 +17,10 @@ from dagster._core.events import DagsterEvent
 from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteRepositoryOrigin
 from dagster._core.scheduler.instigation import InstigatorState, InstigatorStatus
 from dagster._core.snap import ExecutionPlanSnapshot
+from dagster._core.storage import tags
 from dagster._daemon.run_coordinator import QueuedRunCoordinatorDaemon
 
-from dagster_claude_batch import held_run, holding
+from dagster_claude_batch import dagster_internals, held_run, holding
 
 Queue = Mapping[str, object]
 
@@ -125,26 +126,86 @@ def instance(tmp_path: Path, queue: Queue) -> Iterator[Instance]:
 
 
 def test_create_run_takes_what_held_run_passes_and_nothing_more() -> None:
-    assert set(signature(dg.DagsterInstance.create_run).parameters) - {"self"} == {
-        "job_name",
-        "run_id",
-        "run_config",
-        "status",
-        "tags",
-        "root_run_id",
-        "parent_run_id",
-        "step_keys_to_execute",
-        "execution_plan_snapshot",
-        "job_snapshot",
-        "parent_job_snapshot",
-        "asset_selection",
-        "asset_check_selection",
-        "resolved_op_selection",
-        "op_selection",
-        "remote_job_origin",
-        "job_code_origin",
-        "asset_graph",
-    }
+    parameters = set(signature(dg.DagsterInstance.create_run).parameters) - {"self"}
+
+    assert parameters == dagster_internals.CREATE_RUN_PARAMETERS
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "PRIORITY_TAG",
+        "PARTITION_NAME_TAG",
+        "PARENT_RUN_ID_TAG",
+        "RETRY_NUMBER_TAG",
+        "WILL_RETRY_TAG",
+    ],
+)
+def test_tags_are_called_as_dagster_calls_them(name: str) -> None:
+    assert getattr(dagster_internals, name) == getattr(tags, name)
+
+
+def test_the_tags_that_are_not_copied_are_those_that_tell_of_one_run_alone() -> None:
+    assert {
+        tags.AUTO_RETRY_RUN_ID_TAG,
+        tags.GRPC_INFO_TAG,
+        tags.PARENT_RUN_ID_TAG,
+        tags.PRIORITY_TAG,
+        tags.RESUME_RETRY_TAG,
+        tags.RETRY_NUMBER_TAG,
+        tags.ROOT_RUN_ID_TAG,
+        tags.RUN_FAILURE_REASON_TAG,
+        tags.RUN_KEY_TAG,
+        tags.RUN_WORKER_ID_TAG,
+        tags.SENSOR_NAME_TAG,
+        tags.TICK_ID_TAG,
+        tags.WILL_RETRY_TAG,
+    } == dagster_internals.NOT_COPIED
+
+
+def test_this_dagster_lacks_nothing(instance: Instance) -> None:
+    assert dagster_internals.missing(instance.dagster) is None
+
+
+@dataclass(frozen=True)
+class Without:
+    """A Dagster, or its storage, in which one name has moved away."""
+
+    whole: object
+    gone: str
+
+    def __getattr__(self, name: str) -> Any:
+        if name == self.gone:
+            raise AttributeError(name)
+        return getattr(self.whole, name)
+
+
+@pytest.mark.parametrize("gone", ["create_run", "get_historical_job", "report_dagster_event"])
+def test_where_a_name_is_gone_runs_wait_by_themselves_and_say_so(
+    instance: Instance, gone: str
+) -> None:
+    moved: Any = Without(instance.dagster, gone)
+
+    reason = holding.why_not(moved, instance.maker)
+
+    assert reason == (
+        f"Dagster {dg.__version__} has no DagsterInstance.{gone}, "
+        "which runs that wait in the queue need"
+    )
+
+
+def test_a_create_run_that_takes_other_parameters_is_not_called(instance: Instance) -> None:
+    def create_run(*, launched_by: str, **_: object) -> None:
+        raise AssertionError(launched_by)
+
+    moved: Any = Without(instance.dagster, "nothing")
+    moved.__dict__["create_run"] = create_run
+
+    lacking = str(dagster_internals.missing(moved))
+
+    assert lacking == (
+        "the parameters of DagsterInstance.create_run as they were (asset_check_selection)"
+    )
 
 
 def test_a_plan_says_which_assets_and_checks_each_step_is_for(instance: Instance) -> None:
@@ -328,8 +389,30 @@ def test_tags_can_be_added_to_a_queued_run_and_replace_those_of_the_same_name(
 
     instance.dagster.add_run_tags(run_id, {"dagster/priority": "3"})
 
-    tags = instance.run(run_id).tags
-    assert (tags["team"], tags["dagster/priority"]) == ("data", "3")
+    found = instance.run(run_id).tags
+    assert (found["team"], found["dagster/priority"]) == ("data", "3")
+
+
+def test_one_run_after_the_other_tries_again_up_to_a_limit(instance: Instance) -> None:
+    run, fruitless = instance.maker, list[int]()
+
+    def make() -> str:
+        return holding.make(
+            instance.dagster,
+            run,
+            asset_graph=REPOSITORY.asset_graph,
+            batch_assets=[dg.AssetKey("ratings")],
+            claude_resource="claude_batch",
+            has_failed=True,
+        )
+
+    for _ in range(holding.MOST_FRUITLESS):
+        run = instance.run(make())
+        fruitless.append(held_run.read(run).fruitless)
+
+    assert fruitless == [1, 2, 3, 4, 5]
+    with pytest.raises(RuntimeError, match="6 runs in a row have ended without having sent"):
+        make()
 
 
 def test_queued_runs_are_found_by_hidden_tags_newest_first(instance: Instance) -> None:
