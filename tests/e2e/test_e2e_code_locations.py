@@ -102,6 +102,7 @@ class Seen:
 
     moments: dict[str, dict[str, Shown]] = field(default_factory=dict)
     said: dict[str, str] = field(default_factory=dict)
+    said_after_renaming: str = ""
     sent: dict[str, list[str]] = field(default_factory=dict)
     answered: dict[str, int] = field(default_factory=dict)
 
@@ -180,6 +181,7 @@ def _break_and_repair(world: World, held: Run, home: Path, seen: Seen) -> None:
 
 def _cancel_and_materialize_again(world: World, held: Run, seen: Seen) -> None:
     stage = world.stages["renamed"]
+    seen.said_after_renaming = world.waits_for("renamed")
     seen.moments["renamed"] = world.shown()
     stage.cancel(held.run_id)
     stage.see_through(stage.dagster.materialize("renamed", partition="berlin"))
@@ -235,6 +237,11 @@ def test_a_run_of_a_renamed_code_location_waits_until_it_is_cancelled_and_nothin
     renamed, at_the_end = (seen.moments[each]["renamed"] for each in ("renamed", "at the end"))
 
     assert (renamed, at_the_end) == (RESULTS_READY, DONE)
+    assert seen.said_after_renaming == (
+        "Nothing is waiting for batches. 1 run waits for assets that are defined here, launched "
+        "in 'second': if this code location was renamed, cancel and materialize again; nothing is "
+        "sent twice."
+    )
     assert seen.sent["renamed"] == ["renamed berlin 0", "renamed berlin 1"]
     assert seen.answered["renamed"] == 2
     record(
