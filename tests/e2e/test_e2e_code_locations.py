@@ -191,7 +191,7 @@ def test_each_sensor_touches_only_what_waits_for_its_own_workspace(seen: Seen) -
     waiting, one_ended = seen.moments["waiting"], seen.moments["on again"]
 
     for said in seen.said.values():
-        assert said.startswith("1 run waits for 1 batch, ")
+        assert said.startswith("1 run with 1 partition waits for 1 batch, ")
     assert one_ended["switched_off_and_on"] == DONE
     for asset in ("renamed", "broken_and_repaired"):
         assert waiting[asset] == one_ended[asset] == WAITS
