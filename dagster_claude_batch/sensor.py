@@ -34,6 +34,7 @@ RETRIES_PER_TICK: Final = 20
 OBSERVATIONS_PER_TICK: Final = 100
 _API_TIMEOUT_SECONDS: Final = 20.0
 
+_LOCATION_TAG: Final = "dagster/code_location"
 _QUEUED: Final = (dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED)
 
 
@@ -121,7 +122,7 @@ class Tick:
 
     def run(self) -> dg.SensorResult:
         """Do what is due, and say what is waited for."""
-        runs = self._held_runs()
+        runs, elsewhere = self._held_runs()
         self._enqueue_left_behind(runs)
         waiting = self._waiting(runs)
         problem, look = self._look(waiting)
@@ -133,6 +134,7 @@ class Tick:
         left = [pair for pair in waiting if pair[0].run_id not in released]
         progress = self._progress(left, look)
         summary = self._summary([each for each, _ in left], released, problem)
+        summary += self._may_have_been_renamed(elsewhere)
         return dg.SensorResult(
             run_requests=requests,
             skip_reason=None if requests else dg.SkipReason(summary),
@@ -142,14 +144,37 @@ class Tick:
 
     def _location_tags(self) -> dict[str, str]:
         origin = self.context.code_location_origin
-        return {} if origin is None else {"dagster/code_location": origin.location_name}
+        return {} if origin is None else {_LOCATION_TAG: origin.location_name}
 
     def _tags(self) -> dict[str, str]:
         return {**self._location_tags(), held_run.HELD_TAG: self.claude_resource}
 
-    def _held_runs(self) -> dict[str, dg.DagsterRun]:
-        found = held_run.in_queue(self.instance, self._tags(), _QUEUED)
-        return {run.run_id: run for run in found}
+    def _held_runs(self) -> tuple[dict[str, dg.DagsterRun], list[dg.DagsterRun]]:
+        """The held runs of this code location, and those of others."""
+        tags = {held_run.HELD_TAG: self.claude_resource}
+        found = held_run.in_queue(self.instance, tags, _QUEUED)
+        mine = self._location_tags().items()
+        runs = {run.run_id: run for run in found if mine <= run.tags.items()}
+        return runs, [run for run in found if run.run_id not in runs]
+
+    def _may_have_been_renamed(self, elsewhere: Sequence[dg.DagsterRun]) -> str:
+        """Say what else waits for assets of ours: Dagster runs it where it was launched, or not.
+
+        Another location may define the same assets by right, so nothing is done about it.
+        """
+        repository = self.context.repository_def
+        if repository is None or not elsewhere:
+            return ""
+        ours = batch_asset_keys(repository)
+        left = [run for run in elsewhere if ours.intersection(run.asset_selection or ())]
+        if not left:
+            return ""
+        names = sorted({repr(run.tags.get(_LOCATION_TAG, "")) for run in left})
+        waits = held_run.counted(len(left), "run waits", "runs wait")
+        return (
+            f" {waits} for assets that are defined here, launched in {', '.join(names)}: if this "
+            "code location was renamed, cancel and materialize again; nothing is sent twice."
+        )
 
     def _enqueue_left_behind(self, runs: Mapping[str, dg.DagsterRun]) -> None:
         """Enqueue runs whose maker was killed between creating and enqueueing them."""

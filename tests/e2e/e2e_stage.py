@@ -242,14 +242,16 @@ class Stage:
 
 
 @contextmanager
-def open_stage(home: Path) -> Iterator[Stage]:
+def open_stage(
+    home: Path, *, module: str = "e2e_project", extra_yaml: str = FAST_QUEUE
+) -> Iterator[Stage]:
     """Start Dagster, and end it."""
     driver = DagsterDriver(
         home,
-        module="e2e_project",
+        module=module,
         cwd=HERE,
         env={"E2E_HOME": str(home)},
-        extra_yaml=FAST_QUEUE,
+        extra_yaml=extra_yaml,
     )
     with driver as dagster:
         yield Stage(home, dagster, Simulator(home / "simulator"))
