@@ -85,6 +85,7 @@ alone = [
     asked("joined"),
     asked("thrice"),
     asked("in_one_run", backfill_policy=dg.BackfillPolicy.single_run()),
+    asked("clicked", backfill_policy=dg.BackfillPolicy.single_run()),
     # DuckDB ends a statement at a signal only where no other thread works on it.
     asked("planning_long", duckdb_resource="duckdb_in_one_thread"),
     asked("locked_out"),
