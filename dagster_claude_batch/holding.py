@@ -40,18 +40,29 @@ def why_not(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str | None:
         return "the instance's run coordinator does not queue runs"
     if run.remote_job_origin is None:
         return "the run was not launched through a code location"
-    return _why_queue_not(instance)
+    return _why_queue_not(instance, run)
 
 
-def _why_queue_not(instance: dg.DagsterInstance) -> str | None:
-    queue = instance.get_concurrency_config().run_queue_config
+def _why_queue_not(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str | None:
+    config = instance.get_concurrency_config()
+    queue = config.run_queue_config
     if queue is None or not queue.should_block_op_concurrency_limited_runs:
         return "the run queue does not look at pools (block_op_concurrency_limited_runs)"
     if queue.op_concurrency_slot_buffer != 0:
         return "the run queue has a buffer for pools (op_granularity_run_buffer)"
     if not instance.event_log_storage.supports_global_concurrency_limits:
         return "the instance's event log storage has no pools"
+    granularity = config.pool_config.pool_granularity
+    if granularity is not None and granularity.value == "run" and (pools := _users_pools(run)):
+        # A step names one pool: that of the wait would take the place of the user's.
+        return f"the pool {min(pools)!r} counts whole runs (pools.granularity)"
     return None
+
+
+def _users_pools(run: dg.DagsterRun) -> set[str]:
+    known = run.run_op_concurrency
+    pools = (known.all_pools if known is not None else None) or ()
+    return {pool for pool in pools if not pool.startswith(held_run.POOL_PREFIX)}
 
 
 def make(

@@ -295,13 +295,15 @@ class Tick:
         repository = self.context.repository_def
         if repository is None or run.tags.get(WILL_RETRY_TAG) == "true":
             return False
-        selected = run.asset_selection or frozenset()
+        batch_assets = (run.asset_selection or frozenset()) & batch_asset_keys(repository)
+        if not batch_assets:
+            return False  # they are not declared any more
         try:
             held_id = holding.make(
                 self.instance,
                 run,
                 asset_graph=repository.asset_graph,
-                batch_assets=selected & batch_asset_keys(repository),
+                batch_assets=batch_assets,
                 claude_resource=self.claude_resource,
                 has_failed=True,
             )

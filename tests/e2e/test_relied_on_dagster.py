@@ -363,6 +363,29 @@ def test_a_run_cannot_be_held_where_the_queue_would_start_it(
     assert reason in str(holding.why_not(instance.dagster, instance.maker))
 
 
+@pytest.mark.parametrize(
+    ("pool", "reason"),
+    [
+        (None, None),
+        (POOL, None),
+        ("gpu", "the pool 'gpu' counts whole runs (pools.granularity)"),
+    ],
+    ids=["no pool", "the pool of a wait", "a pool of the user's"],
+)
+def test_a_run_cannot_be_held_where_pools_count_whole_runs_and_it_has_one(
+    tmp_path: Path, pool: str | None, reason: str | None
+) -> None:
+    job = REPOSITORY.get_implicit_global_asset_job_def()
+    whole_runs = {**configured({}), "concurrency": {"pools": {"granularity": "run"}}}
+    with dg.instance_for_test(temp_dir=str(tmp_path), overrides=whole_runs) as dagster:
+        maker = dagster.create_run_for_job(job, remote_job_origin=ORIGIN.get_job_origin(job.name))
+        instance = Instance(dagster, maker)
+
+        run = instance.run(instance.create(pool=pool))
+
+        assert holding.why_not(dagster, run) == reason
+
+
 def test_a_run_cannot_be_held_where_nothing_is_queued(instance: Instance, tmp_path: Path) -> None:
     unqueued = tmp_path / "unqueued"
     unqueued.mkdir()
