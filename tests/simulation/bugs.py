@@ -59,8 +59,8 @@ BUGS: Final = (
         "rows that are out are planned again",
         "b",
         "due",
-        "AND list_contains($out, state) AND NOT is_copy)",
-        "AND list_contains($out, state) AND false)",
+        "AND list_contains($out, state) AND NOT is_copy\n",
+        "AND list_contains($out, state) AND false\n",
         150,
     ),
     Bug(
