@@ -150,13 +150,7 @@ def _note_elsewhere(plan: Plan) -> None:
         size=0,
     )
     chunk = replace(planned, state="elsewhere")
-    insert_chunk(
-        plan.connection,
-        chunk,
-        asset=plan.declaration.asset,
-        workspace=plan.declaration.workspace,
-        now=plan.now,
-    )
+    _insert_chunks(plan, [chunk])
     _insert_requests(plan, [chunk], 1, max_tokens)
 
 
@@ -196,17 +190,21 @@ def _plan_chunks(plan: Plan) -> int:
     )
     for attempt, max_tokens, count in groups:
         chunks = _chunks_of_group(plan, attempt, max_tokens)
-        for chunk in chunks:
-            insert_chunk(
-                plan.connection,
-                chunk,
-                asset=plan.declaration.asset,
-                workspace=plan.declaration.workspace,
-                now=plan.now,
-            )
+        _insert_chunks(plan, chunks)
         _insert_requests(plan, chunks, attempt, max_tokens)
         planned += int(count)
     return planned
+
+
+def _insert_chunks(plan: Plan, chunks: Sequence[Chunk]) -> None:
+    for chunk in chunks:
+        insert_chunk(
+            plan.connection,
+            chunk,
+            asset=plan.declaration.asset,
+            workspace=plan.declaration.workspace,
+            now=plan.now,
+        )
 
 
 def _chunks_of_group(plan: Plan, attempt: int, max_tokens: int) -> list[Chunk]:
