@@ -75,12 +75,12 @@ def engine_for(
     claude: ClaudeBatchResource,
     run_id: str,
     retry_of: str | None = None,
-    has_ledger: bool = False,
+    collects_for: str | None = None,
     log: Any,  # noqa: ANN401  # Dagster's log manager is no logging.Logger to a type checker
 ) -> Engine:
     """Put a declaration to work with the resources of a run.
 
-    ``has_ledger``: the run has been noted in the ledger before it began, as one that collects.
+    ``collects_for``: see `RunIdentity`; such a run never makes a new database.
     """
     return Engine(
         asset.declaration,
@@ -88,12 +88,12 @@ def engine_for(
             lambda: open_connection(database),
             name=_name_of(database),
             file=_file_of(database),
-            has_ledger=has_ledger,
+            has_ledger=collects_for is not None,
             lock_timeout_seconds=claude.lock_timeout_seconds,
             log=log,
         ),
         claude,
-        RunIdentity(run_id, retry_of, has_ledger),
+        RunIdentity(run_id, retry_of, collects_for),
         lambda keys: partitions.slices(asset.partitions_def, keys),
         log=log,
     )

@@ -28,6 +28,7 @@ FRUITLESS_TAG: Final = ".dagster/claude_batch.fruitless"
 """How many runs before this one, in a chain, ended without having sent or collected anything."""
 PARTITIONS_TAG: Final = ".dagster/claude_batch.partitions"
 """How many partitions a held run is about."""
+_ATTACHED_TAG: Final = ".dagster/claude_batch.attached."
 _SETTLED_TAG: Final = ".dagster/claude_batch.settled."
 _WAIT_TAG: Final = ".dagster/claude_batch.wait."
 _BATCHES_TAG: Final = ".dagster/claude_batch.batches."
@@ -96,8 +97,13 @@ def pool_of(run_id: str) -> str:
 
 
 def attached_tag(asset: dg.AssetKey) -> str:
-    """On a held run of which the ledger knows that it is to collect for this asset."""
-    return f"{OURS}attached.{name_of(asset)}"
+    """On a run that is to collect for this asset; its value is the run for which it does."""
+    return f"{_ATTACHED_TAG}{name_of(asset)}"
+
+
+def attached_tags(run: dg.DagsterRun) -> dict[str, str]:
+    """Those of `attached_tag` that a run has."""
+    return {key: value for key, value in run.tags.items() if key.startswith(_ATTACHED_TAG)}
 
 
 def name_of(asset: dg.AssetKey) -> str:

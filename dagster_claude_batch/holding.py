@@ -102,7 +102,7 @@ def make(
             run_id=held_id,
             run_config=run.run_config,
             status=dg.DagsterRunStatus.NOT_STARTED,
-            tags=_tags(run, held_id, pool, claude_resource, fruitless),
+            tags=_tags(run, held_id, pool, claude_resource, fruitless, has_failed=has_failed),
             root_run_id=None,
             parent_run_id=None,
             step_keys_to_execute=None,
@@ -194,7 +194,13 @@ def _checks_of(
 
 
 def _tags(
-    run: dg.DagsterRun, held_id: str, pool: str, claude_resource: str, fruitless: int
+    run: dg.DagsterRun,
+    held_id: str,
+    pool: str,
+    claude_resource: str,
+    fruitless: int,
+    *,
+    has_failed: bool,
 ) -> dict[str, str]:
     copied = {
         key: value
@@ -202,8 +208,11 @@ def _tags(
         if key not in {*NOT_COPIED, held_run.SHORT_TAG, held_run.LONG_TAG}
         and not key.startswith(held_run.OURS)
     }
+    # Who tries again needs the same ledger, from its first moment on.
+    attached = held_run.attached_tags(run) if has_failed else {}
     return {
         **copied,
+        **attached,
         PRIORITY_TAG: held_run.LAST_IN_QUEUE,
         held_run.OLD_PRIORITY_TAG: original_priority(run.tags),
         held_run.HELD_TAG: claude_resource,

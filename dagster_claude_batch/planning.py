@@ -43,12 +43,12 @@ _REQUEST_OVERHEAD: Final = 100
 class RunIdentity:
     """The run that asks; ``retry_of`` is set only where Dagster itself launched it as a retry.
 
-    ``is_known``: the ledger was told of the run before it began, for it is to collect.
+    ``collects_for``: an earlier run, known to the ledger, whose materializations it goes on with.
     """
 
     run_id: str
     retry_of: str | None = None
-    is_known: bool = False
+    collects_for: str | None = None
 
 
 def attach(
@@ -91,8 +91,10 @@ def _known_to_the_ledger(
         known = ledger.materializations_of_run(connection, asset, run.retry_of)
         if known and not any(each.state == "open" for each in known):
             raise MaterializationDoneError(asset, run.retry_of)
-    if not known and run.is_known:
-        raise LedgerLostError("of the run", "it does not know this run.")
+    if not known and run.collects_for is not None:
+        known = ledger.materializations_of_run(connection, asset, run.collects_for)
+        if not known:
+            raise LedgerLostError("of the run", f"it does not know run {run.collects_for}.")
     return known
 
 

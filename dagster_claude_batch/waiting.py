@@ -14,7 +14,11 @@ from dagster_claude_batch.advance import Engine
 from dagster_claude_batch.batch_asset import BatchAsset, batch_asset, engine_for
 from dagster_claude_batch.config import ClaudeBatchConfig
 from dagster_claude_batch.dagster_internals import PARENT_RUN_ID_TAG, RETRY_NUMBER_TAG
-from dagster_claude_batch.errors import MaterializationCancelledError, NoSensorError
+from dagster_claude_batch.errors import (
+    MaterializationCancelledError,
+    MaterializationDoneError,
+    NoSensorError,
+)
 from dagster_claude_batch.ledger import Materialization, MaterializationConfig
 from dagster_claude_batch.report import PartitionReport, partitions_with_rows, report_on
 from dagster_claude_batch.warehouse import Connection
@@ -56,16 +60,15 @@ class Run:
         # Only Dagster's own retries carry a number: a person's re-execution asks anew.
         is_retry = RETRY_NUMBER_TAG in run.tags
         # A person's re-execution has a held run's tags too, and a parent.
-        is_attached = held_run.attached_tag(self.key) in run.tags and (
-            is_retry or PARENT_RUN_ID_TAG not in run.tags
-        )
+        is_asked_anew = PARENT_RUN_ID_TAG in run.tags and not is_retry
+        collects_for = run.tags.get(held_run.attached_tag(self.key))
         self.engine = engine_for(
             self.asset,
             database=getattr(self.context.resources, self.asset.duckdb_resource),
             claude=getattr(self.context.resources, self.asset.claude_resource),
             run_id=run.run_id,
             retry_of=run.tags.get(PARENT_RUN_ID_TAG) if is_retry else None,
-            has_ledger=is_attached,
+            collects_for=None if is_asked_anew else collects_for,
             log=self.context.log,
         )
 
@@ -109,6 +112,9 @@ class Run:
                 MaterializationConfig(config.refresh, config.retry_failed),
                 is_given_up=partial(held_run.were_given_up, self.context.instance),
             )
+        except MaterializationDoneError:
+            self._say_settled("nothing was left to do")
+            raise
         except Exception:
             if held_run.HELD_TAG in self.context.run.tags:
                 self._leave_to_another_try()
@@ -284,8 +290,9 @@ class Run:
             if self._held_id is None and self._can_be_held():
                 self._held_id = self._make(has_failed=True)
                 self._say_again(self._held_id)
-                self.engine.attach_run(self._held_id, self._materializations)
-                self._note_attached(self._held_id)
+                if self._materializations:
+                    self.engine.attach_run(self._held_id, self._materializations)
+                    self._note_attached(self._held_id)
         except Exception as error:  # noqa: BLE001  # see above
             self.context.log.warning(f"No other run tries again by itself: {error}")
         if self._held_id is not None:

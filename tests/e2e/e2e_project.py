@@ -13,11 +13,14 @@ from dagster_duckdb_pandas import DuckDBPandasIOManager
 from e2e_declared import CITIES, asked, read, whole
 from e2e_gates import Gate, GatedTransport
 from e2e_situated import AUTOMATION, SCHEDULES, SITUATED
+from e2e_warm import start_runs_warm
 
 from dagster_claude_batch import (
     LocalClaudeBatchResource,
     build_claude_batch_sensor,
 )
+
+start_runs_warm()
 
 HOME = Path(os.environ["E2E_HOME"])
 WAREHOUSE = str(HOME / "warehouse.duckdb")

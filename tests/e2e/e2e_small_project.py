@@ -11,12 +11,15 @@ from typing import Any
 
 import dagster as dg
 from dagster_duckdb import DuckDBResource
+from e2e_warm import start_runs_warm
 
 from dagster_claude_batch import (
     LocalClaudeBatchResource,
     build_claude_batch_asset,
     build_claude_batch_sensor,
 )
+
+start_runs_warm()
 
 HOME = Path(os.environ["E2E_HOME"])
 

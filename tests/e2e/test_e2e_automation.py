@@ -6,8 +6,6 @@ import pytest
 from e2e_situations import Shown, record
 from e2e_stage import Stage
 
-pytestmark = pytest.mark.exhaustive
-
 ROWS = 3
 HELD_RUNS = {"eager": 1, "arriving": 1, "naive": 1, "every_minute": 2, "nightly": 2}
 """At least so many, where each minute brings another."""

@@ -14,8 +14,6 @@ from e2e_stage import FAST_QUEUE, HERE, Stage
 
 from dagster_claude_batch.simulator import Simulator
 
-pytestmark = pytest.mark.exhaustive
-
 WAITS = Shown({"materializing": 1, "missing": 2}, queued=1, batches_out=1)
 RESULTS_READY = Shown({"materializing": 1, "missing": 2}, queued=1)
 DONE = Shown({"materialized": 1, "missing": 2})

@@ -17,8 +17,6 @@ from e2e_stage import Stage
 
 from dagster_claude_batch import holding
 
-pytestmark = pytest.mark.exhaustive
-
 POINTS = {
     "killed_unclaimed": "before the claim",
     "killed_claimed": "claimed, no held run yet",

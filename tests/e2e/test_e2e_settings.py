@@ -11,8 +11,6 @@ import pytest
 from e2e_situations import Shown, record
 from e2e_stage import HERE, Stage, open_stage
 
-pytestmark = pytest.mark.exhaustive
-
 FEW_RUNS = """
 run_coordinator:
   module: dagster._core.run_coordinator

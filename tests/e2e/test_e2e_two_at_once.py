@@ -96,6 +96,7 @@ def test_a_retry_by_dagster_of_a_run_whose_materialization_is_done_sends_nothing
     assert f"This run is an automatic retry of run {held.run_id}, whose materialization" in message
     assert "so nothing was sent" in message
     assert len(stage.simulator.batches()) == before + 1
+    stage.wait_for_ticks("claude_batch_sensor")
     assert stage.held_runs_of(retry.run_id) == []
     assert dagster.partition_statuses("retried_by_dagster")["berlin"] == "failed"
 

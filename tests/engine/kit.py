@@ -272,7 +272,7 @@ class Project:
         *,
         run_id: str | None = None,
         retry_of: str | None = None,
-        has_ledger: bool = False,
+        collects_for: str | None = None,
     ) -> Engine:
         """A run's engine, whose pauses pass at once."""
         engine = engine_for(
@@ -281,7 +281,7 @@ class Project:
             claude=self.claude,
             run_id=run_id or str(uuid4()),
             retry_of=retry_of,
-            has_ledger=has_ledger,
+            collects_for=collects_for,
             log=dg.get_dagster_logger(),
         )
         engine.sleep = lambda seconds: self.claude.simulator.advance(timedelta(seconds=seconds))
@@ -292,11 +292,11 @@ class Project:
         self,
         *partitions: str | None,
         run_id: str | None = None,
-        has_ledger: bool = False,
+        collects_for: str | None = None,
         **config: Any,
     ) -> "RunOfTest":
         """Let a run do what it can do now."""
-        run = RunOfTest(self, self.engine(run_id=run_id, has_ledger=has_ledger))
+        run = RunOfTest(self, self.engine(run_id=run_id, collects_for=collects_for))
         run.materializations = run.engine.attach(
             partitions or ("tweets",), MaterializationConfig(**config)
         )

@@ -581,11 +581,11 @@ class Away:
 
 @pytest.mark.parametrize("replace", REPLACEMENTS)
 def test_a_run_that_collects_makes_no_new_warehouse(three: Project, replace: Replace) -> None:
-    three.start(run_id="collects")
+    three.start(run_id="submits")
     three.end_batches()
 
     with Away(three.path, replace), pytest.raises((LedgerLostError, DatabaseFailedError)) as raised:
-        three.start(run_id="collects", has_ledger=True)
+        three.start(run_id="collects", collects_for="submits")
     assert str(three.path) in str(raised.value)
     assert three.wire.posts() == 1
 
@@ -594,17 +594,17 @@ def test_a_run_that_collects_makes_no_new_warehouse(three: Project, replace: Rep
 
 
 def test_where_the_file_was_nothing_is_created(three: Project) -> None:
-    three.start(run_id="collects")
+    three.start(run_id="submits")
 
     with Away(three.path, _gone):
         with pytest.raises(LedgerLostError, match=r"Put the database back"):
-            three.start(run_id="collects", has_ledger=True)
+            three.start(run_id="collects", collects_for="submits")
         assert not three.path.exists()
 
 
 def test_a_log_that_was_left_where_the_file_was_is_kept(three: Project) -> None:
     """DuckDB would throw it away, and with it what was committed last."""
-    three.start(run_id="collects")
+    three.start(run_id="submits")
     script = (
         "import duckdb, os, sys; c = duckdb.connect(sys.argv[1]);"
         "c.execute('CREATE TABLE last AS SELECT 1'); os._exit(0)"
@@ -613,7 +613,7 @@ def test_a_log_that_was_left_where_the_file_was_is_kept(three: Project) -> None:
     assert three.path.with_name("warehouse.duckdb.wal").stat().st_size > 0
 
     with Away(three.path, _gone), pytest.raises(LedgerLostError):
-        three.start(run_id="collects", has_ledger=True)
+        three.start(run_id="collects", collects_for="submits")
 
     assert three.sql("SELECT * FROM last") == [(1,)]
 
@@ -624,11 +624,11 @@ def test_a_directory_that_was_removed_is_an_error(tmp_path: Path) -> None:
     made.path.parent.mkdir()
     made.duckdb = DuckDBResource(database=str(made.path))
     made.load([("tweets", f"t{n}", "x") for n in range(3)])
-    made.start(run_id="collects")
+    made.start(run_id="submits")
     made.path.parent.rename(tmp_path / "elsewhere")
 
     with pytest.raises(LedgerLostError):
-        made.start(run_id="collects", has_ledger=True)
+        made.start(run_id="collects", collects_for="submits")
     with pytest.raises(DatabaseFailedError, match="No such file or directory"):
         made.start()
 
@@ -669,15 +669,30 @@ def test_a_database_that_leaves_during_the_post_is_looked_for(
 
 
 def test_a_run_that_collects_does_not_begin_in_the_ledger_of_others(three: Project) -> None:
-    three.start(run_id="collects")
+    three.start(run_id="submits")
 
     def begun_anew(path: Path) -> None:
         _a_new_database(path)
         three.start("reviews", run_id="another")
 
-    with Away(three.path, begun_anew), pytest.raises(LedgerLostError):
-        three.start(run_id="collects", has_ledger=True)
+    with Away(three.path, begun_anew), pytest.raises(LedgerLostError, match="run submits"):
+        three.start(run_id="collects", collects_for="submits")
 
+    assert three.wire.posts() == 1
+
+
+def test_a_run_that_collects_for_another_asks_nothing_anew_even_if_all_is_done(
+    three: Project,
+) -> None:
+    """Its configuration is a copy of the other's, so it may ask for a refresh as well."""
+    three.start(run_id="submits", refresh=True)
+    three.end_batches()
+    done = three.start(run_id="joins")
+    assert done.waiting is None
+
+    run = three.start(run_id="collects", collects_for="submits", refresh=True)
+
+    assert run.waiting is None
     assert three.wire.posts() == 1
 
 
