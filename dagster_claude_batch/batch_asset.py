@@ -68,6 +68,15 @@ def batch_asset_keys(repository: dg.RepositoryDefinition) -> frozenset[dg.AssetK
     return frozenset(key for key, assets_def in definitions if batch_asset(assets_def) is not None)
 
 
+def batch_assets_of_run(context: dg.AssetExecutionContext) -> dict[dg.AssetKey, BatchAsset]:
+    """The batch assets of the run."""
+    # Not the repository's: `dg.materialize` has none.
+    graph = context.job_def.asset_layer.asset_graph
+    in_run = graph.executable_asset_keys
+    found = {key: batch_asset(graph.get(key).assets_def) for key in in_run}
+    return {key: asset for key, asset in found.items() if asset is not None}
+
+
 def engine_for(
     asset: BatchAsset,
     *,

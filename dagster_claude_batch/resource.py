@@ -168,24 +168,35 @@ class ClaudeBatchResource(dg.ConfigurableResource[Any]):
         """Delete a batch that has ended, with its results."""
         return self.client.messages.batches.delete(batch_id)
 
-    def look(
-        self, batch_ids: Sequence[str], *, timeout_seconds: float | None = None
-    ) -> dict[str, MessageBatch]:
-        """Look at several batches in as few calls as possible; those not found are left out.
+    def look(self, batch_ids: Sequence[str]) -> dict[str, MessageBatch]:
+        """Look at several batches in as few calls as possible; those not found are left out."""
+        return dict(self._look(self.client.messages.batches, batch_ids))
 
-        With ``timeout_seconds`` each call is made once, and ends by then.
-        """
-        batches = self._client_within(timeout_seconds).messages.batches
-        if len(batch_ids) <= _FEW_BATCHES:
-            return _look_at_each(batches, batch_ids)
-        wanted = set(batch_ids)
+    def look_within(
+        self, batch_ids: Sequence[str], seconds: float
+    ) -> tuple[dict[str, MessageBatch], bool]:
+        """Look until so many seconds are over, making each call once; whether all were reached."""
+        end = time.monotonic() + seconds
         found: dict[str, MessageBatch] = {}
+        for batch_id, batch in self._look(self._client_within(seconds).messages.batches, batch_ids):
+            found[batch_id] = batch
+            if time.monotonic() > end:
+                return found, len(found) == len(batch_ids)
+        return found, True
+
+    def _look(
+        self, batches: Batches, batch_ids: Sequence[str]
+    ) -> Iterator[tuple[str, MessageBatch]]:
+        if len(batch_ids) <= _FEW_BATCHES:
+            yield from _look_at_each(batches, batch_ids)
+            return
+        left = set(batch_ids)
         for batch in self._since(batches, RESULTS_LAST):
-            if batch.id in wanted:
-                found[batch.id] = batch
-            if len(found) == len(wanted):
-                break
-        return found
+            if batch.id in left:
+                left.remove(batch.id)
+                yield batch.id, batch
+            if not left:
+                return
 
     def requests_in_queue(self, *, timeout_seconds: float | None = None) -> int:
         """Requests of the whole workspace that are not processed yet, whoever sent them."""
@@ -266,15 +277,14 @@ class LocalClaudeBatchResource(ClaudeBatchResource):
         return httpx2.Client(transport=SimulatorTransport(self.simulator))
 
 
-def _look_at_each(batches: Batches, batch_ids: Sequence[str]) -> dict[str, MessageBatch]:
-    found: dict[str, MessageBatch] = {}
+def _look_at_each(batches: Batches, batch_ids: Sequence[str]) -> Iterator[tuple[str, MessageBatch]]:
     for batch_id in batch_ids:
         try:
             with _reading():
-                found[batch_id] = _checked(batches.retrieve(batch_id))
+                batch = _checked(batches.retrieve(batch_id))
         except anthropic.NotFoundError:
             continue
-    return found
+        yield batch_id, batch
 
 
 def _pages(batches: Batches, limit: int) -> Iterator[MessageBatch]:

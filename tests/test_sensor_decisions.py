@@ -12,6 +12,7 @@ from dagster_claude_batch import LocalClaudeBatchResource
 from dagster_claude_batch.held_run import (
     HELD_TAG,
     MAKER_TAG,
+    STATE_TAG,
     HeldRun,
     pause_after,
     pause_after_failures,
@@ -19,12 +20,17 @@ from dagster_claude_batch.held_run import (
 )
 from dagster_claude_batch.held_run import describe as describe_held
 from dagster_claude_batch.landing_job import LEFT_TAG
-from dagster_claude_batch.sensor import Cursor, Look, Tick, describe, may_go
+from dagster_claude_batch.sensor.cursor import Cursor
+from dagster_claude_batch.sensor.looking import Look, may_go, with_unseen
+from dagster_claude_batch.sensor.said import describe
+from dagster_claude_batch.sensor.scene import Scene
+from dagster_claude_batch.sensor.tick import tick
 from dagster_claude_batch.workbench import Waiting
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 LATER = NOW + timedelta(seconds=1)
 SINCE = NOW - timedelta(hours=2, minutes=10)
+QUESTION = {"role": "user", "content": "?"}
 
 
 def _held(*waits: Waiting) -> HeldRun:
@@ -119,22 +125,23 @@ def test_a_cursor_survives_being_written() -> None:
     assert Cursor.load(cursor.dump()) == cursor
 
 
-def _tick(simulator: Path, moment: datetime, cursor: Cursor) -> Tick:
+def _scene(simulator: Path, moment: datetime, cursor: Cursor) -> Scene:
     claude = LocalClaudeBatchResource(path=str(simulator))
     context = dg.build_sensor_context(instance=dg.DagsterInstance.ephemeral())
-    return Tick(context, claude, "claude_batch", "landing", timedelta(), cursor, moment)
+    return Scene(context, claude, "claude_batch", "landing", timedelta(), cursor, moment)
 
 
 def test_a_batch_long_unseen_among_others_is_worth_a_run_once_an_hour(tmp_path: Path) -> None:
     cursor = Cursor()
     seen: list[bool] = []
     for minutes in (0, 30, 61, 62, 100, 123):
-        tick = _tick(tmp_path, NOW + timedelta(minutes=minutes), cursor)
-        look = tick.with_unseen(Look(frozenset("a"), unseen=frozenset("b")))
+        scene = _scene(tmp_path, NOW + timedelta(minutes=minutes), cursor)
+        look = with_unseen(scene, Look(frozenset("a"), unseen=frozenset("b")))
         seen.append("b" in look.ended)
 
     assert seen == [False, False, True, False, False, True]
-    assert _tick(tmp_path, NOW, cursor).with_unseen(Look(frozenset("ab"))).unseen == frozenset()
+    scene = _scene(tmp_path, NOW, cursor)
+    assert with_unseen(scene, Look(frozenset("ab"))).unseen == frozenset()
     assert cursor.unseen == {}
 
 
@@ -180,7 +187,7 @@ def test_what_a_landing_run_was_told_of_is_told_again_if_it_failed(
         claude = LocalClaudeBatchResource(path=str(tmp_path))
         context = dg.build_sensor_context(instance=instance)
 
-        Tick(context, claude, "claude_batch", "landing", timedelta(minutes=10), cursor, NOW).run()
+        tick(Scene(context, claude, "claude_batch", "landing", timedelta(minutes=10), cursor, NOW))
 
     assert ("deleted" in cursor.ended) is told_again
     assert cursor.landing is None
@@ -207,7 +214,46 @@ def test_a_held_run_that_was_not_enqueued_is_so_as_soon_as_its_maker_has_ended(
         claude = LocalClaudeBatchResource(path=str(tmp_path))
         context = dg.build_sensor_context(instance=instance)
 
-        Tick(context, claude, "claude_batch", "landing", timedelta(), Cursor(), NOW).run()
+        tick(Scene(context, claude, "claude_batch", "landing", timedelta(), Cursor(), NOW))
 
         (found,) = instance.get_runs(dg.RunsFilter(run_ids=[held.run_id]))
     assert found.status == expected
+
+
+@pytest.mark.parametrize(("seconds_ago", "released"), [(0, True), (31, False)])
+def test_a_tick_that_has_taken_long_leaves_the_rest_to_the_next(
+    tmp_path: Path, seconds_ago: float, *, released: bool
+) -> None:
+    with dg.DagsterInstance.ephemeral() as instance:
+        maker = instance.create_run_for_job(_empty_job(), status=dg.DagsterRunStatus.FAILURE)
+        tags = {HELD_TAG: "claude_batch", MAKER_TAG: maker.run_id, STATE_TAG: "waiting"}
+        origin = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("here"), "repository")
+        held = instance.create_run_for_job(
+            _empty_job(),
+            tags=tags,
+            status=dg.DagsterRunStatus.QUEUED,
+            remote_job_origin=origin.get_job_origin("empty"),
+        )
+        claude = LocalClaudeBatchResource(path=str(tmp_path))
+        context = dg.build_sensor_context(instance=instance)
+        scene = Scene(context, claude, "claude_batch", "landing", timedelta(), Cursor(), NOW)
+        scene.began -= seconds_ago
+
+        tick(scene)
+
+        (found,) = instance.get_runs(dg.RunsFilter(run_ids=[held.run_id]))
+    assert (read(found).state == "released") is released
+
+
+def test_a_look_that_takes_long_keeps_what_it_has_seen(tmp_path: Path) -> None:
+    claude = LocalClaudeBatchResource(path=str(tmp_path))
+    params = {"model": "claude-haiku-4-5", "max_tokens": 8, "messages": [QUESTION]}
+    ids = [
+        claude.client.messages.batches.create(requests=[{"custom_id": "a", "params": params}]).id
+        for _ in range(40)
+    ]
+
+    some, is_complete = claude.look_within(ids, 0)
+    assert (len(some), is_complete) == (1, False)
+    everything, is_complete = claude.look_within(ids, 60)
+    assert (set(everything), is_complete) == (set(ids), True)

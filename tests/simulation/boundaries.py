@@ -41,7 +41,7 @@ NOT_THE_ENGINE: Final = {
     "collecting.Collector._is_not_ours:transact": "no world has strangers: tests/engine/test_doubt",
     "reconciling.record:transact#3": "needs an answer hours late: tests/engine/test_doubt",
 }
-"""Modules and sites that no schedule crashes at, and why that is no loss."""
+"""Modules, packages and sites that no schedule crashes at, and why that is no loss."""
 
 
 Place: TypeAlias = tuple[str, str]
@@ -60,7 +60,8 @@ class Site:
 @cache
 def sites_of(module: str) -> tuple[Site, ...]:
     """All calls of a module that reach the database or the API."""
-    tree = ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
+    path = PACKAGE.joinpath(*module.split(".")).with_suffix(".py")
+    tree = ast.parse(path.read_text(encoding="utf-8"))
     found: list[tuple[str, ast.Call]] = []
     _collect(tree, [module], found)
     names = Counter(name for name, _ in found)
@@ -97,8 +98,8 @@ def engine_sites() -> list[str]:
     """The sites of the whole package that have to be crashed at."""
     modules = sorted(
         ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
-        for path in PACKAGE.glob("*.py")
-        if path.stem not in NOT_THE_ENGINE
+        for path in PACKAGE.rglob("*.py")
+        if path.relative_to(PACKAGE).parts[0].removesuffix(".py") not in NOT_THE_ENGINE
     )
     names = [site.name for module in modules for site in sites_of(module)]
     return [name for name in names if name not in NOT_THE_ENGINE]

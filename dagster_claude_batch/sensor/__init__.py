@@ -1,0 +1,62 @@
+"""The sensor: it lets held runs go whose batches have ended, and looks after what nobody waits for.
+
+It knows only what stands in the tags of runs and in its cursor; it never opens DuckDB.
+"""
+
+from datetime import timedelta
+from typing import Any, Final
+
+import dagster as dg
+
+from dagster_claude_batch import held_run
+from dagster_claude_batch.landing_job import build_landing_job
+from dagster_claude_batch.sensor.cursor import Cursor
+from dagster_claude_batch.sensor.scene import Scene
+from dagster_claude_batch.sensor.tick import tick
+
+
+def build_claude_batch_sensor(
+    name: str,
+    *,
+    claude_resource: str = "claude_batch",
+    minimum_interval_seconds: int = 30,
+    cancel_after_seconds: float = 600.0,
+) -> dg.SensorDefinition:
+    """Build the sensor for one Claude resource; a code location needs one for each of them.
+
+    It is running by default. Its landing job, which lands what no run waits for any more, comes
+    with it. ``cancel_after_seconds`` is how long batches outlive the last run that waited for
+    them: within that time, materializing again joins them.
+    """
+    landing_job = f"{name}_landing"
+
+    def evaluate(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+        claude: Any = getattr(context.resources, claude_resource)
+        scene = Scene(
+            context,
+            claude,
+            claude_resource,
+            landing_job,
+            timedelta(seconds=cancel_after_seconds),
+            Cursor.load(context.cursor),
+            claude.now(),
+        )
+        return tick(scene)
+
+    return dg.SensorDefinition(
+        name=name,
+        evaluation_fn=evaluate,
+        job=build_landing_job(landing_job, claude_resource=claude_resource),
+        minimum_interval_seconds=minimum_interval_seconds,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        required_resource_keys={claude_resource},
+        tags={held_run.SENSOR_RESOURCE_TAG: claude_resource},
+        description=(
+            "Lets runs go that wait for Claude batches, as soon as their results are ready. "
+            "It must be running: without it, nobody collects."
+        ),
+    )
+
+
+claude_batch_sensor: Final = build_claude_batch_sensor("claude_batch_sensor")
+"""The sensor for the resource ``claude_batch``: put it into the `sensors` of your definitions."""

@@ -1,0 +1,82 @@
+"""Runs that ended while something was out: brought back, or noted for the landing job."""
+
+from collections.abc import Mapping
+from typing import Final
+
+import dagster as dg
+
+from dagster_claude_batch import held_run, holding
+from dagster_claude_batch.batch_asset import batch_asset_keys
+from dagster_claude_batch.dagster_internals import WILL_RETRY_TAG
+from dagster_claude_batch.sensor.scene import Scene
+
+RETRIES_PER_TICK: Final = 20
+
+
+def bring_back(scene: Scene) -> None:
+    """Make another run for each that died while it collected, or never began to.
+
+    One that fails by itself makes its successor itself. Where one after the other has failed,
+    none is made, and the landing job lands what they have left.
+    """
+    tags = {**scene.tags(), held_run.STATE_TAG: held_run.RELEASED}
+    failed = dg.RunsFilter(tags=tags, statuses=[dg.DagsterRunStatus.FAILURE])
+    for run in scene.instance.get_runs(failed, limit=RETRIES_PER_TICK):
+        if scene.is_late():
+            return
+        held_id = holding.held_run_id(run.run_id)
+        if not scene.instance.has_run(held_id) and not _is_brought_back(scene, run):
+            continue
+        said = f"again by run {held_id[:8]}"
+        held_run.mark(scene.instance, run.run_id, held_run.SETTLED, said)
+
+
+def _is_brought_back(scene: Scene, run: dg.DagsterRun) -> bool:
+    repository = scene.context.repository_def
+    if repository is None or run.tags.get(WILL_RETRY_TAG) == "true":
+        return False
+    batch_assets = (run.asset_selection or frozenset()) & batch_asset_keys(repository)
+    if not batch_assets:
+        return False  # they are not declared any more
+    try:
+        held_id = holding.make(
+            scene.instance,
+            run,
+            asset_graph=repository.asset_graph,
+            batch_assets=batch_assets,
+            claude_resource=scene.claude_resource,
+            has_failed=True,
+        )
+    except RuntimeError:
+        return False
+    held_run.say_again(scene.instance, held_id, run, scene.poll_interval)
+    return True
+
+
+def notice_ended(scene: Scene, runs: Mapping[str, dg.DagsterRun]) -> None:
+    """Note runs that ended, or were deleted, before their batches had been collected.
+
+    The landing job marks them as settled.
+    """
+    gone = {run_id for run_id in scene.cursor.held if run_id not in runs}
+    found = scene.runs(gone)
+    at_work = {run_id for run_id, run in found.items() if not run.is_finished}
+    deleted = gone.difference(found)
+    is_landing = scene.cursor.landing is not None
+    scene.cursor.held = sorted({*runs, *at_work, *(deleted if is_landing else ())})
+    if is_landing:
+        return
+    now = scene.real_now().timestamp()
+    for run_id in [*deleted, *_ended_with_something_out(scene)]:
+        scene.cursor.ended.setdefault(run_id, now)
+
+
+def _ended_with_something_out(scene: Scene) -> list[str]:
+    statuses = [dg.DagsterRunStatus.CANCELED, dg.DagsterRunStatus.FAILURE]
+    states = [held_run.WAITING, held_run.RELEASED, held_run.IN_RUN]
+    ended: list[str] = []
+    for tag in (held_run.HELD_TAG, held_run.WAITER_TAG):
+        tags = {**scene.location_tags(), tag: scene.claude_resource, held_run.STATE_TAG: states}
+        found = scene.instance.get_runs(dg.RunsFilter(tags=tags, statuses=statuses))
+        ended += [run.run_id for run in found]
+    return ended

@@ -1,0 +1,101 @@
+"""Looking at batches: whether to ask the API, and what its answer means for who waits."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+import anthropic
+import httpx2
+
+from dagster_claude_batch import held_run
+from dagster_claude_batch.doubt import UNSEEN
+from dagster_claude_batch.errors import ClaudeBatchError
+from dagster_claude_batch.held_run import HeldRun
+from dagster_claude_batch.resource import ClaudeBatchResource
+from dagster_claude_batch.sensor.scene import Scene
+from dagster_claude_batch.workbench import Waiting
+
+_API_TIMEOUT_SECONDS: Final = 20.0
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the API showed: which batches have ended, and how many requests are in the queue.
+
+    ``unseen`` are batches that it does not show, although it shows others of ours.
+    """
+
+    ended: frozenset[str] = frozenset()
+    in_queue: int = 0
+    unseen: frozenset[str] = frozenset()
+
+
+def look(scene: Scene, waiting: Sequence[HeldRun]) -> tuple[str | None, Look]:
+    """Ask the API, if a look is due. A batch that it does not show is a reason to wait."""
+    waits = [wait for held in waiting for wait in held.waits]
+    wanted = {batch_id for wait in waits for batch_id in wait.batch_ids}
+    for_room = any(wait.unsent and not wait.batch_ids for wait in waits)
+    nothing = Look(in_queue=scene.claude.max_in_flight_requests)
+    if not (wanted or for_room) or scene.now < next_look(scene, waiting):
+        return None, nothing
+    scene.cursor.last_look = scene.now.timestamp()
+    try:
+        shown, slow = look_at(scene.claude, wanted, for_room=for_room)
+        return slow, with_unseen(scene, shown)
+    except (anthropic.AnthropicError, httpx2.HTTPError, ClaudeBatchError) as error:
+        return f"The API could not be asked ({type(error).__name__}: {error}).", nothing
+
+
+def with_unseen(scene: Scene, look: Look) -> Look:
+    """Let a run look after batches that have not been seen for long, once in that time."""
+    now = scene.now.timestamp()
+    since = {batch_id: scene.cursor.unseen.get(batch_id, now) for batch_id in look.unseen}
+    long = {batch_id for batch_id in since if now - since[batch_id] > UNSEEN.total_seconds()}
+    scene.cursor.unseen = {**since, **dict.fromkeys(long, now)}
+    return replace(look, ended=look.ended | long)
+
+
+def next_look(scene: Scene, waiting: Sequence[HeldRun]) -> datetime:
+    """When the youngest batch is to be looked at again, and with it all others."""
+    begun = [wait.since for held in waiting for wait in held.waits if wait.since]
+    age = scene.now - max(begun) if begun else timedelta()
+    pause = held_run.pause_after(age, scene.poll_interval)
+    return datetime.fromtimestamp(scene.cursor.last_look, UTC) + pause
+
+
+def look_at(
+    claude: ClaudeBatchResource, wanted: set[str], *, for_room: bool
+) -> tuple[Look, str | None]:
+    """Ask for the state of batches with one `list` call per 1,000 of them, in limited time.
+
+    Also returned is why that was not done to its end, if so: who has ended by then is let go, and
+    the next tick has the fewer to ask for.
+    """
+    found, is_complete = claude.look_within(sorted(wanted), _API_TIMEOUT_SECONDS)
+    ended = {batch_id for batch_id, each in found.items() if each.processing_status == "ended"}
+    in_queue = claude.max_in_flight_requests
+    if for_room:
+        in_queue = claude.requests_in_queue(timeout_seconds=_API_TIMEOUT_SECONDS)
+    unseen = wanted.difference(found) if found and is_complete else ()
+    slow = f"The API is slow: it showed {len(found):,} of {len(wanted):,} batches in time."
+    return Look(frozenset(ended), in_queue, frozenset(unseen)), None if is_complete else slow
+
+
+def may_go(held: HeldRun, look: Look, now: datetime, window: int) -> bool:
+    """Whether a held run whose maker has ended has something to do."""
+    if not held.waits:
+        return True  # its maker ended before it had paid for anything
+    return any(_is_due(wait, look, now, window) for wait in held.waits) or all(
+        wait.batch_ids and look.ended.issuperset(wait.batch_ids) for wait in held.waits
+    )
+
+
+def _is_due(wait: Waiting, look: Look, now: datetime, window: int) -> bool:
+    if wait.not_before is not None and now >= wait.not_before:
+        return True
+    if wait.batch_ids and (wait.unsent or wait.any_end):
+        return not look.ended.isdisjoint(wait.batch_ids)
+    if not wait.unsent or wait.send_after is not None:
+        return False
+    return look.in_queue + wait.needs <= window

@@ -1,0 +1,89 @@
+"""The held runs in the queue: finding them, and letting them go."""
+
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Final
+
+import dagster as dg
+
+from dagster_claude_batch import held_run, holding
+from dagster_claude_batch.held_run import HeldRun
+from dagster_claude_batch.sensor.looking import Look, may_go
+from dagster_claude_batch.sensor.scene import QUEUED, Held, Scene
+
+STUCK: Final = timedelta(minutes=5)
+"""A held run that is still not enqueued after this long was left behind by a crash."""
+
+RELEASES_PER_TICK: Final = 200
+
+
+def held_runs(scene: Scene) -> tuple[dict[str, dg.DagsterRun], list[dg.DagsterRun]]:
+    """The held runs of this code location, and those of others."""
+    tags = {held_run.HELD_TAG: scene.claude_resource}
+    found = held_run.in_queue(scene.instance, tags, QUEUED)
+    mine = scene.location_tags().items()
+    runs = {run.run_id: run for run in found if mine <= run.tags.items()}
+    return runs, [run for run in found if run.run_id not in runs]
+
+
+def enqueue_left_behind(scene: Scene, runs: Mapping[str, dg.DagsterRun]) -> None:
+    """Enqueue runs whose maker was killed between creating and enqueueing them."""
+    created = [run for run in runs.values() if run.status == dg.DagsterRunStatus.NOT_STARTED]
+    makers = scene.runs(held_run.read(run).maker_run_id for run in created)
+    for run in created:
+        maker = makers.get(held_run.read(run).maker_run_id)
+        if (maker is not None and maker.is_finished) or _is_stuck(scene, run):
+            holding.enqueue(scene.instance, run)
+
+
+def _is_stuck(scene: Scene, run: dg.DagsterRun) -> bool:
+    record = scene.instance.get_run_record_by_id(run.run_id)
+    return record is not None and scene.real_now() - record.create_timestamp > STUCK
+
+
+def waiting_ones(scene: Scene, runs: Mapping[str, dg.DagsterRun]) -> list[Held]:
+    """The held runs that have not been let go; those that have been, once more."""
+    waiting: list[Held] = []
+    for run in runs.values():
+        held = held_run.read(run)
+        if held.state == held_run.RELEASED:
+            held_run.forget_pool(scene.instance, held.pool)
+        elif run.status == dg.DagsterRunStatus.QUEUED:
+            waiting.append((held, run))
+    return waiting
+
+
+def release(scene: Scene, waiting: Sequence[Held], look: Look) -> set[str]:
+    """Let go what has something to do, never before the run that made it has ended."""
+    window = scene.claude.max_in_flight_requests
+    due = [pair for pair in waiting if may_go(pair[0], look, scene.now, window)]
+    makers = scene.records([held.maker_run_id for held, _ in due])
+    ready = [
+        (held, run, maker)
+        for held, run in due
+        if _is_over(scene, held, maker := makers.get(held.maker_run_id))
+    ]
+    released: set[str] = set()
+    for held, run, maker in ready[:RELEASES_PER_TICK]:
+        if scene.is_late():
+            break
+        released.add(run.run_id)
+        if not held.waits and maker and maker.dagster_run.status == dg.DagsterRunStatus.CANCELED:
+            # Who terminated the run while it was sending did not mean its successor to go on.
+            scene.instance.report_run_canceled(run, message="The run before this was cancelled.")
+        else:
+            held_run.release(scene.instance, run)
+    if any(held.waits and held.run_id not in released for held, _ in due):
+        scene.cursor.last_look = 0.0
+    return released
+
+
+def _is_over(scene: Scene, held: HeldRun, maker: dg.RunRecord | None) -> bool:
+    """Whether the run that made a held run has ended, and a pause after failures is over."""
+    if maker is None:
+        return True
+    if not maker.dagster_run.is_finished:
+        return False
+    pause = held_run.pause_after_failures(held.fruitless, scene.poll_interval)
+    over = (maker.end_time or 0.0) + pause.total_seconds()
+    return bool(held.waits) or scene.real_now().timestamp() >= over

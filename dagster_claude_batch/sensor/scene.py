@@ -1,0 +1,82 @@
+"""What a tick works on."""
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Final, TypeAlias
+
+import dagster as dg
+
+from dagster_claude_batch import held_run
+from dagster_claude_batch.held_run import HeldRun
+from dagster_claude_batch.resource import ClaudeBatchResource
+from dagster_claude_batch.sensor.cursor import Cursor
+
+LOCATION_TAG: Final = "dagster/code_location"
+QUEUED: Final = (dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED)
+
+_LONGEST_TICK: Final = 30.0
+"""Seconds."""
+
+Held: TypeAlias = tuple[HeldRun, dg.DagsterRun]
+
+
+@dataclass
+class Scene:
+    """One tick of one sensor: its resource, its instance, and when; ``now`` is the API's time.
+
+    ``landing_job`` is the job that lands what nobody waits for, ``grace`` how long after the end
+    of the last run that did.
+    """
+
+    context: dg.SensorEvaluationContext
+    claude: ClaudeBatchResource
+    claude_resource: str
+    landing_job: str
+    grace: timedelta
+    cursor: Cursor
+    now: datetime
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def instance(self) -> dg.DagsterInstance:
+        """The Dagster instance."""
+        return self.context.instance
+
+    @property
+    def poll_interval(self) -> timedelta:
+        """How long to wait at least between two looks."""
+        return timedelta(seconds=self.claude.poll_interval_seconds)
+
+    def is_late(self) -> bool:
+        """Whether the rest must be left to the next tick: Dagster ends a tick after 60 seconds."""
+        return time.monotonic() - self.began > _LONGEST_TICK
+
+    def real_now(self) -> datetime:
+        """Dagster's time, by which runs are dated."""
+        return datetime.now(UTC)
+
+    def location_tags(self) -> dict[str, str]:
+        """What all runs of this code location carry."""
+        origin = self.context.code_location_origin
+        return {} if origin is None else {LOCATION_TAG: origin.location_name}
+
+    def tags(self) -> dict[str, str]:
+        """What all held runs of this sensor carry."""
+        return {**self.location_tags(), held_run.HELD_TAG: self.claude_resource}
+
+    def runs(self, run_ids: Iterable[str]) -> dict[str, dg.DagsterRun]:
+        """Those of these runs that exist, by id."""
+        wanted = sorted(set(run_ids))
+        if not wanted:
+            return {}
+        return {r.run_id: r for r in self.instance.get_runs(dg.RunsFilter(run_ids=wanted))}
+
+    def records(self, run_ids: Iterable[str]) -> dict[str, dg.RunRecord]:
+        """The same with their times."""
+        wanted = sorted(set(run_ids))
+        if not wanted:
+            return {}
+        found = self.instance.get_run_records(dg.RunsFilter(run_ids=wanted))
+        return {record.dagster_run.run_id: record for record in found}
