@@ -1,10 +1,18 @@
 """A project on a real DuckDB file, with the simulator where bytes leave the process."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from kit import Project
+from kit import KEEPERS, Project
+
+
+@pytest.fixture(autouse=True)
+def _keepers(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Keep the warehouse open, but for tests of what becomes of its file."""
+    KEEPERS.is_wanted = request.node.get_closest_marker("opens_anew") is None
+    yield
+    KEEPERS.close()
 
 
 @pytest.fixture

@@ -207,6 +207,26 @@ def as_it_is(warehouse: Warehouse) -> Warehouse:
     return warehouse
 
 
+class Keepers:
+    """Connections that keep files open in this process, so that each connect is cheap."""
+
+    def __init__(self) -> None:
+        self.is_wanted = False
+        self._open = dict[Path, duckdb.DuckDBPyConnection]()
+
+    def keep(self, path: Path) -> None:
+        if self.is_wanted and path not in self._open:
+            self._open[path] = duckdb.connect(str(path), config=CONFIG)
+
+    def close(self) -> None:
+        while self._open:
+            self._open.popitem()[1].close()
+
+
+CONFIG = {"custom_user_agent": "dagster"}
+KEEPERS = Keepers()
+
+
 class Project:
     """A declared asset over a table ``texts(corpus, id, text)`` in a DuckDB file."""
 
@@ -241,8 +261,9 @@ class Project:
     # --- the warehouse ----------------------------------------------------------------------
 
     def sql(self, sql: str, **parameters: object) -> list[tuple[Any, ...]]:
-        with closing(duckdb.connect(str(self.path), config={"custom_user_agent": "dagster"})) as c:
-            return c.execute(sql, parameters).fetchall()
+        KEEPERS.keep(self.path)
+        with closing(duckdb.connect(str(self.path), config=CONFIG)) as connection:
+            return connection.execute(sql, parameters).fetchall()
 
     def load(self, texts: Iterable[tuple[str, str, str | None]]) -> None:
         """Load the source anew: corpus, id, text."""

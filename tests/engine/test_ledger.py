@@ -127,6 +127,7 @@ def test_a_database_that_stays_locked_is_an_error_that_names_the_holder(tweets: 
         warehouse.transact(lambda _: None)
 
 
+@pytest.mark.opens_anew
 def test_a_lock_that_another_process_lets_go_of_is_waited_for(tweets: Project) -> None:
     script = (
         "import duckdb, sys; connection = duckdb.connect(sys.argv[1]); print('held', flush=True); "

@@ -38,6 +38,8 @@ from dagster_claude_batch import (
 from dagster_claude_batch.simulator import Simulator
 from dagster_claude_batch.simulator.server import SimulatorServer
 
+pytestmark = pytest.mark.opens_anew
+
 Make = Callable[..., Project]
 POST = "POST /v1/messages/batches"
 RESULTS = "GET /v1/messages/batches/…/results"

@@ -325,6 +325,7 @@ def test_the_body_that_was_sent_is_the_one_in_the_ledger(tweets: Project) -> Non
     assert ids == [f"{nonce}-{n}" for n in range(10)]
 
 
+@pytest.mark.opens_anew
 def test_the_database_is_free_while_something_is_sent_or_downloaded(tweets: Project) -> None:
     opened: list[str] = []
 

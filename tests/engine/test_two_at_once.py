@@ -381,6 +381,7 @@ def _step(workers: Sequence[Worker]) -> list[str]:
     return [worker.says() for worker in workers]
 
 
+@pytest.mark.opens_anew
 @pytest.mark.parametrize("number", range(2))
 def test_two_processes_plan_and_send_at_the_same_moment(tmp_path: Path, number: int) -> None:
     del number
