@@ -167,7 +167,7 @@ defs = dg.Definitions(
         build_claude_batch_sensor(
             "impatient_sensor",
             claude_resource="claude_impatient",
-            minimum_interval_seconds=1,
+            minimum_interval_seconds=3,
             cancel_after_seconds=1,
         ),
     ],
