@@ -234,6 +234,9 @@ def metadata_of(declaration: Declaration, report: PartitionReport) -> Metadata:
         "anthropic.cache_read_tokens": usage.cache_read_tokens,
         "anthropic.cache_write_tokens": usage.cache_write_tokens,
         "waited_seconds": report.waited_seconds,
+        # The asset's page would go on showing what was said while it waited.
+        "waiting_for_batches": 0,
+        "waiting_for_requests": 0,
         "batches": len(report.batch_ids),
         "batch_ids": ", ".join(report.batch_ids[:_IDS_SHOWN])
         + (" …" if len(report.batch_ids) > _IDS_SHOWN else ""),

@@ -38,7 +38,6 @@ def progress_of(held: HeldRun, run: dg.DagsterRun, ended: int) -> list[dg.AssetO
             partition=run.tags.get(PARTITION_NAME_TAG),
             description=f"{ended:,} of {len(held.batch_ids):,} Claude batches have ended.",
             metadata={
-                "batches_ended": ended,
                 "waiting_for_batches": len(held.batch_ids) - ended,
                 "collecting_run": dg.MetadataValue.dagster_run(held.run_id),
             },
