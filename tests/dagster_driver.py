@@ -2,10 +2,13 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from copy import copy
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+from dagster_storage import storage_yaml
 
 from example_project.demo.dagster_api import (
     AssetEvent,
@@ -16,7 +19,7 @@ from example_project.demo.dagster_api import (
     RunStatus,
     Tick,
 )
-from example_project.demo.local_dagster import LocalDagster, LocalDagsterError
+from example_project.demo.local_dagster import LocalDagster, LocalDagsterError, free_port
 from example_project.demo.partition_statuses import PartitionStatus
 
 __all__ = [
@@ -87,11 +90,15 @@ class DagsterDriver(LocalDagster):
         )
 
     def __enter__(self) -> Self:
-        try:
-            return super().__enter__()
-        except BaseException:
-            self._print_log()
-            raise
+        with ExitStack() as stack:
+            self._yaml += stack.enter_context(storage_yaml(free_port()))
+            try:
+                super().__enter__()
+            except BaseException:
+                self._print_log()
+                raise
+            self._storage = stack.pop_all()
+        return self
 
     def __exit__(
         self,
@@ -99,7 +106,8 @@ class DagsterDriver(LocalDagster):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        super().__exit__(error_type, error, traceback)
+        with self._storage:
+            super().__exit__(error_type, error, traceback)
         if error is not None:
             self._print_log()
 

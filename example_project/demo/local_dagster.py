@@ -47,7 +47,7 @@ class LocalDagster(DagsterApi):
 
         ``env`` adds to this process's environment, ``extra_yaml`` to ``dagster.yaml``.
         """
-        self._port = _free_port()
+        self._port = free_port()
         super().__init__(f"http://127.0.0.1:{self._port}")
         self.home = home.resolve()
         self.log = self.home / "dagster.log"
@@ -112,7 +112,7 @@ class LocalDagster(DagsterApi):
         self.home.mkdir(parents=True, exist_ok=True)
         (self.home / "dagster.yaml").write_text(self._yaml)
         command = [sys.executable, "-m", "dagster", "dev", *self._target]
-        with self.log.open("wb") as log, _interruptible_children():
+        with self.log.open("wb") as log, interruptible_children():
             self._process = subprocess.Popen(  # noqa: S603 - our own command
                 [*command, "-h", "127.0.0.1", "-p", str(self._port)],
                 env=self._env,
@@ -160,7 +160,7 @@ def _signal_session(process: subprocess.Popen[bytes], signal_number: int) -> boo
 
 
 @contextmanager
-def _interruptible_children() -> Iterator[None]:
+def interruptible_children() -> Iterator[None]:
     """Let children react to SIGINT even if this process was started without.
 
     A shell starts background jobs with SIGINT ignored, children inherit that, and Dagster
@@ -177,7 +177,8 @@ def _interruptible_children() -> Iterator[None]:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port of the loopback interface that nobody listens to."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]

@@ -163,7 +163,7 @@ defs = dg.Definitions(
     schedules=SCHEDULES,
     sensors=[
         *AUTOMATION,
-        build_claude_batch_sensor("claude_batch_sensor", minimum_interval_seconds=1),
+        build_claude_batch_sensor("claude_batch_sensor", minimum_interval_seconds=2),
         build_claude_batch_sensor(
             "impatient_sensor",
             claude_resource="claude_impatient",

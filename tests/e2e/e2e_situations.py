@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import dagster as dg
+from dagster_storage import STORAGE
 
 ROWS: Final = (
     "partitions",
@@ -36,8 +37,6 @@ ROWS: Final = (
 """What a situation's name begins with, in the order of the table."""
 
 _STATUSES: Final = ("materialized", "materializing", "failed", "missing")
-
-STORAGE: Final = os.environ.get("E2E_STORAGE", "SQLite")
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from datetime import timedelta
 
 import pytest
 from dagster_driver import Backfill
+from dagster_storage import IS_SQLITE, events_locked
 from e2e_gates import Gate
 from e2e_situations import Shown, record
 from e2e_stage import Stage
@@ -135,6 +136,10 @@ def _run_of(stage: Stage, backfill: str) -> str:
 @contextmanager
 def _events_locked(stage: Stage, run_id: str) -> Iterator[None]:
     """Stop whoever writes to a run's event log, which creating and enqueueing it do."""
+    if not IS_SQLITE:
+        with events_locked(stage.dagster.home, run_id):
+            yield
+        return
     events = stage.dagster.home / "history" / "runs" / f"{run_id}.db"
     with closing(sqlite3.connect(events, isolation_level=None)) as connection:
         connection.execute("BEGIN EXCLUSIVE")

@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from e2e_situations import ROWS, STORAGE, Shown, main, record, table
+from dagster_storage import STORAGE
+from e2e_situations import ROWS, Shown, main, record, table
 
 OUT = Shown({"materializing": 2, "missing": 1}, "REQUESTED", queued=2, batches_out=2)
 DONE = Shown({"materialized": 2, "missing": 1}, "COMPLETED_SUCCESS")

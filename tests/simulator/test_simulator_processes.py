@@ -18,6 +18,7 @@ from anthropic.types.messages import MessageBatch
 from simulated import Service, client_of, params, requests
 
 from dagster_claude_batch.simulator import Simulator
+from example_project.demo.local_dagster import interruptible_children
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -104,12 +105,14 @@ def test_a_queue_is_never_overfilled_however_many_fill_it(service: Service) -> N
 def server(path: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     command = [sys.executable, "-m", "dagster_claude_batch.simulator", "--path", str(path)]
     search = os.pathsep.join([str(HERE.parents[1]), str(HERE)])
-    with subprocess.Popen(
-        [*command, *options],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": search},
-    ) as process:
+    with interruptible_children():
+        served = subprocess.Popen(
+            [*command, *options],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": search},
+        )
+    with served as process:
         assert process.stdout is not None
         try:
             yield process, process.stdout.readline().strip()
