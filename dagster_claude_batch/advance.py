@@ -16,6 +16,7 @@ from dagster_claude_batch.ledger import Materialization, MaterializationConfig
 from dagster_claude_batch.outstanding import chunks_of
 from dagster_claude_batch.planning import attach, plan_retries
 from dagster_claude_batch.reconciling import Reconciler
+from dagster_claude_batch.rehearsal import Rehearsal, rehearse
 from dagster_claude_batch.sending import Sender
 from dagster_claude_batch.source import PartitionSlice
 from dagster_claude_batch.warehouse import Connection
@@ -26,6 +27,14 @@ from dagster_claude_batch.workbench import (
     asset_of,
     waiting_for,
 )
+
+
+class _RolledBack(Exception):  # noqa: N818  # no error
+    """Carries a rehearsal out of its transaction."""
+
+    def __init__(self, rehearsal: Rehearsal) -> None:
+        self.rehearsal = rehearsal
+        super().__init__()
 
 
 @dataclass
@@ -64,6 +73,21 @@ class Engine(Workbench):
         )
         self.warehouse = self.warehouse.with_ledger()
         return attached
+
+    def rehearse(
+        self, partitions: Sequence[str | None], config: MaterializationConfig
+    ) -> Rehearsal:
+        """Find out what `attach` and `advance` would send, and change nothing. See `attach`."""
+        now, slices = self.claude.now(), self.slices_of(partitions)
+
+        def work(connection: Connection) -> None:
+            raise _RolledBack(rehearse(connection, self.declaration, slices, config, now))
+
+        try:
+            self.warehouse.transact(work)
+        except _RolledBack as rolled_back:
+            return rolled_back.rehearsal
+        raise AssertionError  # pragma: no cover  # it always is
 
     def attach_run(self, run_id: str, materializations: Sequence[Materialization]) -> None:
         """Note that another run is going to work on these."""

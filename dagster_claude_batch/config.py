@@ -9,6 +9,17 @@ from pydantic import Field
 class ClaudeBatchConfig(dg.Config):
     """Run config of a batch asset's op. A run that joins an open materialization keeps its plan."""
 
+    limit: int | None = Field(
+        default=None,
+        ge=1,
+        description="Send at most so many rows, to see answers before all of them are paid for. "
+        "The partition is not materialized: materializing it later sends the rest.",
+    )
+    dry_run: bool = Field(
+        default=False,
+        description="Render and check everything, show what would be sent, and send nothing. The "
+        "partition is not materialized.",
+    )
     refresh: bool = Field(
         default=False,
         description="Ask every row again, also those whose answer is still valid. Costs as much "

@@ -19,6 +19,7 @@ PARTITION_NAME_TAG: Final = "dagster/partition"
 PARENT_RUN_ID_TAG: Final = "dagster/parent_run_id"
 RETRY_NUMBER_TAG: Final = "dagster/retry_number"
 WILL_RETRY_TAG: Final = "dagster/will_retry"
+BACKFILL_TAG: Final = "dagster/backfill"
 
 NOT_COPIED: Final = frozenset(
     {

@@ -39,6 +39,8 @@ and one `max_tokens`)."""
 _ROWS: Final = "temp.claude_batch_rows"
 _CHOSEN: Final = "temp.claude_batch_chosen"
 
+_EXAMPLES: Final = 3
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -97,6 +99,11 @@ def choose_first(plan: Plan, slices: Sequence[PartitionSlice]) -> None:
     _refresh_include(plan)
     _fail_invalid_rows(plan)
     _choose(plan)
+
+
+def choose_up_to(plan: Plan, limit: int) -> None:
+    """Leave only so many of the rows that are due."""
+    plan.connection.execute(f"DELETE FROM {DUE} WHERE place >= $limit", {"limit": limit})
 
 
 def choose_elsewhere(plan: Plan) -> int:
@@ -381,6 +388,33 @@ def _raise_max_tokens(plan: Plan) -> None:
             "WHERE outcome = $outcome AND max_tokens = $max_tokens",
             {"allowed": allowed, "outcome": outcome, "max_tokens": max_tokens},
         )
+
+
+def what_is_due(plan: Plan, partition: str | None) -> tuple[int, int, int, str]:
+    """Of one partition: rows to send and their bytes, rows that cannot be; and a few examples.
+
+    These are a relation for the ``only`` of `select_rows`.
+    """
+    bound = {"partition": partition}
+    (count, size) = row(
+        plan.connection,
+        f"SELECT count(*), coalesce(sum(bytes), 0) FROM {DUE} "
+        "WHERE partition IS NOT DISTINCT FROM $partition",
+        bound,
+    )
+    (invalid,) = row(
+        plan.connection,
+        f"SELECT count(*) FROM {_ROWS} WHERE reason IS NOT NULL "
+        "AND partition IS NOT DISTINCT FROM $partition",
+        bound,
+    )
+    plan.connection.execute(
+        f"CREATE OR REPLACE TEMP TABLE claude_batch_chosen AS SELECT "
+        f"{selected_keys(plan.declaration)}, partition FROM {DUE} "
+        "WHERE partition IS NOT DISTINCT FROM $partition ORDER BY place LIMIT $examples",
+        {**bound, "examples": _EXAMPLES},
+    )
+    return int(count), int(size), int(invalid), _CHOSEN
 
 
 def count_unanswered(plan: Plan) -> int:

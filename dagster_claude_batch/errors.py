@@ -263,6 +263,17 @@ class NoSensorError(ClaudeBatchError):
         )
 
 
+class TrialInBackfillError(ClaudeBatchError):
+    """A run that will not materialize its partitions belongs to a backfill that waits for them."""
+
+    def __init__(self, asset: str, argument: str) -> None:
+        super().__init__(
+            f"Asset {asset!r} was asked for with {argument!r} in a backfill, which would wait for "
+            "partitions that such a run never materializes. Nothing was sent. Launch a single run "
+            f"for them from the launchpad, or leave {argument!r} out."
+        )
+
+
 class MaterializationCancelledError(ClaudeBatchError):
     """What a run worked on was cancelled by somebody else."""
 

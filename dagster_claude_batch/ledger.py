@@ -85,6 +85,7 @@ class MaterializationConfig:
 
     refresh: bool = False
     retry_failed: Literal["retryable", "all", "none"] = "retryable"
+    limit: int | None = None
 
 
 @dataclass(frozen=True)

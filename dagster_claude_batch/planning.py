@@ -22,6 +22,7 @@ from dagster_claude_batch.due import (
     choose_elsewhere,
     choose_first,
     choose_retries,
+    choose_up_to,
     row_examples,
 )
 from dagster_claude_batch.errors import (
@@ -64,7 +65,8 @@ def attach(
     """Find what the run works on; join what is open for its partitions, and begin the rest.
 
     An open materialization whose runs, in the order in which they came to work on it,
-    ``is_given_up`` says were cancelled is not joined but cancelled; what it has out is taken over.
+    ``is_given_up`` says were cancelled is not joined but cancelled, and a limited one ends where
+    there is no limit any more; what they have out is taken over.
 
     Raises:
         MaterializationDoneError: The run is an automatic retry, and there is nothing left to do.
@@ -119,6 +121,10 @@ def _join_or_open(
         if is_given_up(ledger.runs_of(connection, identity)):
             ledger.end_materialization(connection, identity, "cancelled", now)
             dissolve_cancelled(connection, registered)
+        elif each.config.limit is not None and config.limit is None:
+            # Now all rows are asked: what the limited one has out is taken over below.
+            ledger.end_materialization(connection, identity, "done", now)
+            dissolve_cancelled(connection, registered)
         else:
             ledger.note_halt(connection, identity, None)
             joined.append(replace(each, halted_because=None))
@@ -131,8 +137,11 @@ def _join_or_open(
     adopt_chunks(connection, registered, opened)
     plan = Plan(connection, declaration, registered, opened, now)
     choose_first(plan, left)
+    if config.limit is not None:
+        choose_up_to(plan, config.limit)
     _plan_chunks(plan)
-    _note_elsewhere(plan)
+    if config.limit is None:
+        _note_elsewhere(plan)
     return [*joined, opened]
 
 
@@ -210,7 +219,7 @@ def _insert_chunks(plan: Plan, chunks: Sequence[Chunk]) -> None:
 
 
 def _chunks_of_group(plan: Plan, attempt: int, max_tokens: int) -> list[Chunk]:
-    sizes = _sizes_of_chunks(plan, attempt, max_tokens)
+    sizes = sizes_of_chunks(plan, attempt, max_tokens)
     chunk_ids = ledger.claim_chunks(plan.connection, plan.registered, len(sizes))
     return [
         planned_chunk(
@@ -231,8 +240,8 @@ def _limits_of_attempt(limits: SizeLimits, attempt: int) -> SizeLimits:
     return SizeLimits(size, limits.max_bytes, limits.max_request_bytes)
 
 
-def _sizes_of_chunks(plan: Plan, attempt: int, max_tokens: int) -> list[tuple[int, int]]:
-    """Number of requests and bytes of each chunk.
+def sizes_of_chunks(plan: Plan, attempt: int, max_tokens: int) -> list[tuple[int, int]]:
+    """Number of requests and bytes of each chunk that the due rows of one attempt make.
 
     Raises:
         OversizedRequestError: A row's request is too large, with the row's key.

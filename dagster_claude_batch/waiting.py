@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 
 import dagster as dg
 
-from dagster_claude_batch import finishing, held_run, holding, ledger
+from dagster_claude_batch import finishing, held_run, holding, ledger, trial
 from dagster_claude_batch.advance import Engine
 from dagster_claude_batch.batch_asset import BatchAsset, engine_for
 from dagster_claude_batch.config import ClaudeBatchConfig
@@ -33,9 +33,22 @@ def materialize(
     if not context.selected_asset_keys:
         yield from finishing.check_results(run.key, asset.declaration, run.reports([]))
         return
-    materializations = run.attach(config)
+    trial.refuse_in_backfill(context.run, asset.declaration, config)
+    asked = MaterializationConfig(config.refresh, config.retry_failed, config.limit)
+    if config.dry_run:
+        rehearsal = run.engine.rehearse(run.partitions, asked)
+        for observation in trial.describe_rehearsal(run.key, asset.declaration, rehearsal):
+            context.log_event(observation)
+        return
+    materializations = run.attach(asked)
     if run.is_done(materializations):
         reports = run.reports(materializations)
+        limits = [each.config.limit for each in materializations if each.config.limit is not None]
+        if limits:
+            described = trial.describe_limited(run.key, asset.declaration, reports, max(limits))
+            for observation in described:
+                context.log_event(observation)
+            return
         yield from finishing.finish(
             context, run.key, asset.declaration, reports, deleted=run.deleted_partitions
         )
@@ -101,12 +114,12 @@ class Run:
         keys = set(definition.get_partition_keys(dynamic_partitions_store=self.context.instance))
         return [key for key in self.partitions if key is not None and key not in keys]
 
-    def attach(self, config: ClaudeBatchConfig) -> Sequence[Materialization]:
+    def attach(self, config: MaterializationConfig) -> Sequence[Materialization]:
         """Find or begin what this run works on; a collecting run that cannot is tried again."""
         try:
             self.successor.materializations = self.engine.attach(
                 self.partitions,
-                MaterializationConfig(config.refresh, config.retry_failed),
+                config,
                 is_given_up=partial(held_run.were_given_up, self.context.instance),
             )
         except MaterializationDoneError:

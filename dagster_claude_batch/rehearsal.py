@@ -1,0 +1,86 @@
+"""A dry run: all of the planning, and nothing of what follows."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from dagster_claude_batch import ledger
+from dagster_claude_batch.declaration import Declaration
+from dagster_claude_batch.due import Plan, choose_first, choose_up_to, what_is_due
+from dagster_claude_batch.ledger import MaterializationConfig
+from dagster_claude_batch.matching import selected_keys
+from dagster_claude_batch.planning import sizes_of_chunks
+from dagster_claude_batch.preparing import prepare_tables
+from dagster_claude_batch.source import PartitionSlice, find_source, select_rows
+from dagster_claude_batch.warehouse import Connection, rows
+
+
+@dataclass(frozen=True)
+class RehearsedPartition:
+    """What a partition would send: rows, bytes of their prompts, a few of these with row keys.
+
+    ``invalid`` rows cannot be asked.
+    """
+
+    partition: str | None
+    rows: int
+    invalid: int
+    bytes: int
+    examples: Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What a run would send, in how many chunks."""
+
+    partitions: Sequence[RehearsedPartition]
+    chunks: int
+
+    @property
+    def rows(self) -> int:
+        """Rows of all partitions."""
+        return sum(part.rows for part in self.partitions)
+
+
+def rehearse(
+    connection: Connection,
+    declaration: Declaration,
+    slices: Sequence[PartitionSlice],
+    config: MaterializationConfig,
+    now: datetime,
+) -> Rehearsal:
+    """Plan what a run would send, for a transaction that is rolled back.
+
+    Raises:
+        What `planning.attach` raises, for the same reasons.
+    """
+    ledger.open_ledger(connection, now)
+    source = find_source(connection, declaration)
+    registered = prepare_tables(connection, declaration, source)
+    keys = [part.key for part in slices]
+    opened = ledger.open_materialization(connection, declaration.asset, keys, config, now)
+    plan = Plan(connection, declaration, registered, opened, now)
+    choose_first(plan, slices)
+    if config.limit is not None:
+        choose_up_to(plan, config.limit)
+    chunks = len(sizes_of_chunks(plan, 1, declaration.max_tokens))
+    partitions = [_rehearsed(plan, part) for part in slices]
+    return Rehearsal(partitions, chunks)
+
+
+def _rehearsed(plan: Plan, part: PartitionSlice) -> RehearsedPartition:
+    due, size, invalid, chosen = what_is_due(plan, part.key)
+    query = select_rows(
+        plan.connection,
+        plan.declaration,
+        find_source(plan.connection, plan.declaration),
+        [part],
+        only=chosen,
+    )
+    found = rows(
+        plan.connection,
+        f"SELECT {selected_keys(plan.declaration)}, prompt FROM ({query.sql}) ORDER BY ALL",
+        query.parameters,
+    )
+    examples = [(", ".join(map(str, values[:-1])), str(values[-1])) for values in found]
+    return RehearsedPartition(part.key, due, invalid, size, examples)

@@ -1,0 +1,84 @@
+"""Runs that are no materialization: with `limit` some rows are asked, in a `dry_run` none."""
+
+from collections.abc import Iterator, Sequence
+
+import dagster as dg
+
+from dagster_claude_batch.config import ClaudeBatchConfig
+from dagster_claude_batch.dagster_internals import BACKFILL_TAG
+from dagster_claude_batch.declaration import Declaration
+from dagster_claude_batch.errors import TrialInBackfillError
+from dagster_claude_batch.held_run import counted
+from dagster_claude_batch.rehearsal import Rehearsal
+from dagster_claude_batch.report import PartitionReport
+
+_PROMPT_CHARACTERS = 1_000
+
+
+def refuse_in_backfill(
+    run: dg.DagsterRun, declaration: Declaration, config: ClaudeBatchConfig
+) -> None:
+    """Make sure that nobody waits for partitions that will not be materialized.
+
+    Raises:
+        TrialInBackfillError: A backfill does.
+    """
+    asked = [name for name in ("limit", "dry_run") if getattr(config, name)]
+    if asked and BACKFILL_TAG in run.tags:
+        raise TrialInBackfillError(declaration.asset, asked[0])
+
+
+def describe_rehearsal(
+    key: dg.AssetKey, declaration: Declaration, rehearsal: Rehearsal
+) -> Iterator[dg.AssetObservation]:
+    """What would be sent, for each partition of a dry run."""
+    for part in rehearsal.partitions:
+        rows = counted(part.rows, "row", "rows")
+        yield dg.AssetObservation(
+            key,
+            partition=part.partition,
+            description=f"Dry run: {rows} would be sent. Nothing was sent, and nothing is changed.",
+            metadata={
+                "dry_run": True,
+                "rows_to_send": part.rows,
+                "rows_that_cannot_be_asked": part.invalid,
+                "prompt_bytes": part.bytes,
+                "rows_to_send_in_run": rehearsal.rows,
+                "batches_of_run": rehearsal.chunks,
+                "prompts": dg.MetadataValue.md(_prompts(declaration, part.examples)),
+            },
+        )
+
+
+def _prompts(declaration: Declaration, examples: Sequence[tuple[str, str]]) -> str:
+    """The first prompts, as they would be sent."""
+    parts: list[str] = []
+    for row_key, prompt in examples:
+        cut = prompt[:_PROMPT_CHARACTERS] + ("…" if len(prompt) > _PROMPT_CHARACTERS else "")
+        indented = "\n".join(f"    {line}" for line in cut.splitlines())
+        parts.append(f"{', '.join(declaration.row_key)} = {row_key}\n\n{indented}")
+    return "\n\n".join(parts) or "None: each row has its answer."
+
+
+def describe_limited(
+    key: dg.AssetKey, declaration: Declaration, reports: Sequence[PartitionReport], limit: int
+) -> Iterator[dg.AssetObservation]:
+    """How each partition stands of which some rows were asked."""
+    for report in reports:
+        sent = counted(report.sent, "request", "requests")
+        yield dg.AssetObservation(
+            key,
+            partition=report.partition,
+            description=f"Limited to {counted(limit, 'row', 'rows')} of the run: {sent} sent. The "
+            f"answers are in {declaration.answers}; not materialized, for the rest was not asked. "
+            "Materializing without the limit sends the rest only.",
+            metadata={
+                "limit": limit,
+                "answered": report.answered,
+                "failed": report.failed,
+                "requests_sent": report.sent,
+                "waiting_for_batches": 0,
+                "waiting_for_requests": 0,
+                **{f"failed/{kind}": count for kind, count in report.failed_by_type.items()},
+            },
+        )

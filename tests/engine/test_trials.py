@@ -1,0 +1,141 @@
+"""Runs that ask some rows, or none, before all of them are paid for."""
+
+from collections.abc import Callable
+
+import pytest
+from kit import Project
+
+from dagster_claude_batch.errors import DuplicateRowKeyError, SourceNotFoundError
+from dagster_claude_batch.ledger import MaterializationConfig
+from dagster_claude_batch.rehearsal import RehearsedPartition
+
+Make = Callable[..., Project]
+TEN = [f"t{n}" for n in range(10)]
+
+
+def _tables(project: Project) -> dict[str, object]:
+    """All tables with their rows."""
+    names = project.sql("SELECT schema_name || '.' || table_name FROM duckdb_tables() ORDER BY ALL")
+    return {name: project.sql(f"SELECT * FROM {name} ORDER BY ALL") for (name,) in names}
+
+
+def test_at_most_so_many_rows_are_sent_and_the_rest_when_there_is_no_limit(
+    tweets: Project,
+) -> None:
+    limited = tweets.materialize(limit=3)
+    rest = tweets.materialize()
+
+    assert len(limited.rows) == 3
+    assert sorted(limited.rows + rest.rows) == TEN
+    assert tweets.answers() == TEN
+
+
+def test_another_limited_run_asks_the_next_rows(tweets: Project) -> None:
+    first, second = tweets.materialize(limit=3), tweets.materialize(limit=4)
+
+    assert (len(first.rows), len(second.rows)) == (3, 4)
+    assert len(set(first.rows + second.rows)) == 7
+
+
+def test_the_limit_is_for_all_partitions_of_a_run_together(project: Make) -> None:
+    made = project()
+    made.load([(corpus, f"{corpus}{n}", "x") for corpus in ("tweets", "reviews") for n in range(4)])
+
+    assert len(made.materialize("tweets", "reviews", limit=5).rows) == 5
+
+
+def test_a_run_without_limit_takes_over_what_a_limited_one_has_out(tweets: Project) -> None:
+    limited = tweets.start(run_id="limited", limit=3)
+    everything = tweets.start(run_id="everything")
+
+    simulator = tweets.claude.simulator
+    sent = [len(list(simulator.requests(batch.id))) for batch in simulator.batches()]
+    assert sorted(sent) == [3, 7]
+    assert everything.waiting is not None
+    assert len(everything.waiting.batch_ids) == 2
+    assert limited.advance() is None
+    tweets.end_batches()
+    assert everything.advance() is None
+    assert tweets.answers() == TEN
+    assert tweets.wire.posts() == 2
+
+
+def test_rows_that_a_limited_run_had_only_planned_are_asked_once(project: Make) -> None:
+    made = project(chunk_size=2, claude={"max_in_flight_requests": 2})
+    made.load([("tweets", f"t{n}", f"Tweet number {n}") for n in range(10)])
+    limited = made.start(run_id="limited", limit=4)
+    everything = made.start(run_id="everything")
+
+    for _ in range(10):
+        made.end_batches()
+        limited.advance()
+        if everything.advance() is None:
+            break
+
+    sent = [
+        params["messages"][0]["content"]
+        for batch in made.claude.simulator.batches()
+        for _, params in made.claude.simulator.requests(batch.id)
+    ]
+    assert len(sent) == len(set(sent)) == 10
+    assert made.answers() == TEN
+
+
+def test_a_limited_run_joins_one_that_asks_everything(tweets: Project) -> None:
+    everything = tweets.start(run_id="everything")
+    limited = tweets.start(run_id="limited", limit=3)
+
+    assert limited.waiting == everything.waiting
+    tweets.end_batches()
+    assert (limited.advance(), everything.advance()) == (None, None)
+    assert tweets.wire.posts() == 1
+    assert tweets.answers() == TEN
+
+
+def test_limited_runs_at_once_send_once(tweets: Project) -> None:
+    first = tweets.start(run_id="first", limit=3)
+    second = tweets.start(run_id="second", limit=3)
+    tweets.end_batches()
+
+    assert (first.advance(), second.advance()) == (None, None)
+    assert tweets.wire.posts() == 1
+    assert len(tweets.answers()) == 3
+
+
+@pytest.mark.parametrize("is_known", [False, True], ids=["at first", "later"])
+def test_a_dry_run_says_what_would_be_sent_and_changes_nothing(
+    tweets: Project, *, is_known: bool
+) -> None:
+    if is_known:
+        tweets.materialize(limit=4)
+    tweets.change("t9", None)
+    posts, before = tweets.wire.posts(), _tables(tweets)
+
+    rehearsal = tweets.engine().rehearse(["tweets", "reviews"], MaterializationConfig())
+
+    due = 5 if is_known else 9
+    (part, empty) = rehearsal.partitions
+    assert (part.rows, part.invalid, rehearsal.rows, rehearsal.chunks) == (due, 1, due, 1)
+    assert len(part.examples) == 3
+    assert {(key, prompt.split(" now")[0]) for key, prompt in part.examples} < {
+        (f"t{n}", f"Rate t{n}") for n in range(9)
+    }
+    assert empty == RehearsedPartition("reviews", 0, 0, 0, [])
+    assert _tables(tweets) == before
+    assert tweets.wire.posts() == posts
+
+
+def test_a_dry_run_keeps_the_limit(tweets: Project) -> None:
+    rehearsal = tweets.engine().rehearse(["tweets"], MaterializationConfig(limit=2))
+
+    assert (rehearsal.rows, len(rehearsal.partitions[0].examples)) == (2, 2)
+
+
+def test_a_dry_run_fails_for_what_a_run_would_fail_for(tweets: Project) -> None:
+    tweets.sql("INSERT INTO texts VALUES ('tweets', 't1', 'again')")
+    with pytest.raises(DuplicateRowKeyError):
+        tweets.engine().rehearse(["tweets"], MaterializationConfig())
+
+    tweets.sql("DROP TABLE texts")
+    with pytest.raises(SourceNotFoundError):
+        tweets.engine().rehearse(["tweets"], MaterializationConfig())
