@@ -108,6 +108,7 @@ alone = [
     asked("hurried", max_wait_hours=1),
     asked("hurried_and_tolerant", max_wait_hours=1, max_failure_rate=1.0),
     asked("moved_away"),
+    asked("tried"),
     asked("brought_back"),
     asked("brought_back_by_the_sensor"),
     asked("all_terminated"),
