@@ -19,6 +19,7 @@ PARTITION_NAME_TAG: Final = "dagster/partition"
 PARENT_RUN_ID_TAG: Final = "dagster/parent_run_id"
 RETRY_NUMBER_TAG: Final = "dagster/retry_number"
 WILL_RETRY_TAG: Final = "dagster/will_retry"
+LOCATION_TAG: Final = "dagster/code_location"
 BACKFILL_TAG: Final = "dagster/backfill"
 
 NOT_COPIED: Final = frozenset(
@@ -139,6 +140,14 @@ def event_class() -> Any:  # noqa: ANN401  # dagster._core.events.DagsterEvent
 def already_exists_error() -> type[Exception]:
     """What `create_run` raises for an id that there is."""
     return _inside(_ERRORS, "DagsterRunAlreadyExists")
+
+
+def location_tags(run: dg.DagsterRun) -> dict[str, str]:
+    """The tag that tells a run's code location, which older versions do not set themselves."""
+    origin = run.remote_job_origin
+    if origin is None:
+        return {}
+    return {LOCATION_TAG: origin.repository_origin.code_location_origin.location_name}
 
 
 def queues_runs(instance: dg.DagsterInstance) -> bool:

@@ -212,6 +212,7 @@ def _tags(
     attached = held_run.attached_tags(run) if has_failed else {}
     return {
         **copied,
+        **dagster_internals.location_tags(run),
         **attached,
         PRIORITY_TAG: held_run.LAST_IN_QUEUE,
         held_run.OLD_PRIORITY_TAG: original_priority(run.tags),

@@ -13,7 +13,11 @@ from dagster_claude_batch import finishing, held_run, holding, ledger, trial
 from dagster_claude_batch.advance import Engine
 from dagster_claude_batch.batch_asset import BatchAsset, engine_for
 from dagster_claude_batch.config import ClaudeBatchConfig
-from dagster_claude_batch.dagster_internals import PARENT_RUN_ID_TAG, RETRY_NUMBER_TAG
+from dagster_claude_batch.dagster_internals import (
+    PARENT_RUN_ID_TAG,
+    RETRY_NUMBER_TAG,
+    location_tags,
+)
 from dagster_claude_batch.errors import MaterializationCancelledError, MaterializationDoneError
 from dagster_claude_batch.ledger import Materialization, MaterializationConfig
 from dagster_claude_batch.report import PartitionReport, partitions_with_rows, report_on
@@ -240,7 +244,8 @@ class Run:
 
     def _announce_waiting_here(self) -> None:
         """Let the sensor know of this run, should it be killed while something is out."""
-        waiter = {held_run.WAITER_TAG: self.asset.claude_resource}
+        location = location_tags(self.context.run)
+        waiter = {**location, held_run.WAITER_TAG: self.asset.claude_resource}
         instance, state = self.context.instance, held_run.IN_RUN
         held_run.mark(instance, self.context.run.run_id, state, "waiting in the run", **waiter)
 

@@ -8,10 +8,10 @@ import dagster as dg
 
 from dagster_claude_batch import held_run
 from dagster_claude_batch.batch_asset import batch_asset_keys
-from dagster_claude_batch.dagster_internals import PARTITION_NAME_TAG
+from dagster_claude_batch.dagster_internals import LOCATION_TAG, PARTITION_NAME_TAG
 from dagster_claude_batch.held_run import HeldRun
 from dagster_claude_batch.sensor.looking import Look, next_look
-from dagster_claude_batch.sensor.scene import LOCATION_TAG, Held, Scene
+from dagster_claude_batch.sensor.scene import Held, Scene
 
 OBSERVATIONS_PER_TICK: Final = 100
 

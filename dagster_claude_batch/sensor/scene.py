@@ -9,11 +9,11 @@ from typing import Final, TypeAlias
 import dagster as dg
 
 from dagster_claude_batch import held_run
+from dagster_claude_batch.dagster_internals import LOCATION_TAG
 from dagster_claude_batch.held_run import HeldRun
 from dagster_claude_batch.resource import ClaudeBatchResource
 from dagster_claude_batch.sensor.cursor import Cursor
 
-LOCATION_TAG: Final = "dagster/code_location"
 QUEUED: Final = (dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED)
 
 _LONGEST_TICK: Final = 30.0
