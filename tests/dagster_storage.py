@@ -63,7 +63,8 @@ def _postgres(port: int) -> Generator[str]:
             while subprocess.run(ready, check=False, stdout=subprocess.DEVNULL).returncode:
                 if server.poll() is not None:
                     raise RuntimeError(f"PostgreSQL has ended with {server.returncode}")
-            yield f"postgresql://dagster@127.0.0.1:{port}/postgres"
+            # SQLAlchemy would take another driver than the one that comes with dagster-postgres.
+            yield f"postgresql+psycopg2://dagster@127.0.0.1:{port}/postgres"
         finally:
             server.terminate()
             try:
@@ -80,8 +81,8 @@ def events_locked(home: Path, run_id: str) -> Generator[None]:
     """Stop whoever writes events of a run into the PostgreSQL of the Dagster in ``home``."""
     import psycopg2  # noqa: PLC0415  # comes with dagster-postgres, which few have
 
-    (url,) = re.findall("postgres_url: (.+)", (home / "dagster.yaml").read_text())
-    with closing(psycopg2.connect(url)) as connection, connection.cursor() as cursor:
+    (url,) = re.findall(r"postgres_url: .+(://.+)", (home / "dagster.yaml").read_text())
+    with closing(psycopg2.connect(f"postgresql{url}")) as connection, connection.cursor() as cursor:
         connection.autocommit = True
         cursor.execute("SELECT pg_advisory_lock(1)")
         cursor.execute(_WAITING_TRIGGER, {"run_id": run_id})

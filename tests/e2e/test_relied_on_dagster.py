@@ -416,6 +416,15 @@ def test_tags_can_be_added_to_a_queued_run_and_replace_those_of_the_same_name(
     assert (found["team"], found["dagster/priority"]) == ("data", "3")
 
 
+def test_the_origin_of_a_run_names_the_code_location_that_dagster_tags_it_with(
+    instance: Instance,
+) -> None:
+    tag = {dagster_internals.LOCATION_TAG: "here"}
+
+    assert dagster_internals.location_tags(instance.maker) == tag
+    assert tag.items() <= instance.maker.tags.items()
+
+
 def test_one_run_after_the_other_tries_again_up_to_a_limit(instance: Instance) -> None:
     run, fruitless = instance.maker, list[int]()
 
