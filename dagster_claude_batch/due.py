@@ -1,88 +1,26 @@
 """What is due: the rows that a materialization asks about, and asks again."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from datetime import datetime
 from typing import Final, Literal
 
-from dagster_claude_batch import ledger
-from dagster_claude_batch.adoption import owner_of
 from dagster_claude_batch.chunks import OUT, Chunk
-from dagster_claude_batch.declaration import Declaration
-from dagster_claude_batch.departed import move_to_departed, welcome_back
-from dagster_claude_batch.errors import DuplicateRowKeyError, NullRowKeyError
 from dagster_claude_batch.identifiers import quote_identifier
-from dagster_claude_batch.ledger import LedgerAsset, Materialization
 from dagster_claude_batch.matching import (
-    our_columns,
     our_keys_as_selected,
     ours_is_ours,
-    selected_columns,
     selected_is_ours,
     selected_is_selected,
-    selected_keys,
 )
 from dagster_claude_batch.outcomes import RETRYABLE, next_max_tokens
-from dagster_claude_batch.preparing import prepare_tables
-from dagster_claude_batch.source import (
-    PartitionSlice,
-    find_source,
-    select_rows,
-)
-from dagster_claude_batch.warehouse import Connection, row, rows
+from dagster_claude_batch.plan import CHOSEN, ROWS, Plan, in_scope
+from dagster_claude_batch.settling import settle_all, settle_chosen
+from dagster_claude_batch.source import PartitionSlice
+from dagster_claude_batch.warehouse import row, rows
 
 DUE: Final = "temp.claude_batch_due"
 """The relation that the functions here leave behind: a selected relation with ``hash``, ``bytes``
 (of the prompt as JSON), ``attempt``, ``max_tokens`` and ``place`` (among the rows of one attempt
 and one `max_tokens`)."""
-
-_ROWS: Final = "temp.claude_batch_rows"
-_CHOSEN: Final = "temp.claude_batch_chosen"
-
-_EXAMPLES: Final = 3
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Where the planning of one materialization takes place."""
-
-    connection: Connection
-    declaration: Declaration
-    registered: LedgerAsset
-    materialization: Materialization
-    now: datetime
-
-    @property
-    def scope(self) -> dict[str, object]:
-        """Parameters of `in_scope`."""
-        keys = [key for key in self.materialization.partitions if key is not None]
-        return {"all_rows": self.materialization.partitions == (None,), "partitions": keys}
-
-    def of_owner(self, chunk: Chunk) -> "Plan":
-        """The same for the materialization that a chunk belongs to now, and as it is now."""
-        owner = owner_of(self.connection, chunk)
-        return replace(self, materialization=ledger.get_materialization(self.connection, owner))
-
-    def read_rows(self, slices: Sequence[PartitionSlice], *, only: str | None = None) -> None:
-        """Render the source's rows into ``claude_batch_rows``, without keeping the prompts.
-
-        Raises:
-            SourceNotFoundError, MissingColumnError, ColumnTypeChangedError,
-            ColumnCollisionError: The source, or what is declared, has changed.
-        """
-        source = find_source(self.connection, self.declaration)
-        prepare_tables(self.connection, self.declaration, source)
-        query = select_rows(self.connection, self.declaration, source, slices, only=only)
-        self.connection.execute(
-            f"CREATE OR REPLACE TEMP TABLE claude_batch_rows AS "
-            f"SELECT * EXCLUDE (prompt), strlen(to_json(prompt)) AS bytes FROM ({query.sql})",
-            dict(query.parameters),
-        )
-
-
-def in_scope(ours: str) -> str:
-    """A condition on one of our tables: the row belongs to the materialization's partitions."""
-    return f"($all_rows OR {ours}._partition IN (SELECT unnest($partitions::VARCHAR[])))"
 
 
 def choose_first(plan: Plan, slices: Sequence[PartitionSlice]) -> None:
@@ -91,13 +29,7 @@ def choose_first(plan: Plan, slices: Sequence[PartitionSlice]) -> None:
     Raises:
         NullRowKeyError, DuplicateRowKeyError: Nothing was planned.
     """
-    plan.read_rows(slices)
-    _check_keys(plan)
-    _let_rows_depart(plan)
-    if not plan.materialization.config.refresh:
-        welcome_back(plan.connection, plan.declaration, _ROWS, plan.now)
-    _refresh_include(plan)
-    _fail_invalid_rows(plan)
+    settle_all(plan, slices)
     _choose(plan)
 
 
@@ -123,14 +55,14 @@ def choose_retries(
     """
     if not _choose_failed(plan, only_unasked=only_unasked):
         return 0
-    _read_chosen(plan, slices)
+    settle_chosen(plan, slices)
     same = selected_is_selected(plan.declaration, "r", "chosen")
     plan.connection.execute(
         f"""
         CREATE OR REPLACE TEMP TABLE claude_batch_due AS
         SELECT r.*, chosen.attempt, chosen.max_tokens, row_number() OVER (
             PARTITION BY chosen.attempt, chosen.max_tokens) - 1 AS place
-        FROM {_ROWS} AS r JOIN {_CHOSEN} AS chosen ON {same}
+        FROM {ROWS} AS r JOIN {CHOSEN} AS chosen ON {same}
         WHERE r.hash IS NOT NULL AND {_is_unanswered(plan)}
         """,
         _this(plan),
@@ -148,25 +80,16 @@ def choose_again(plan: Plan, chunk: Chunk, slices: Sequence[PartitionSlice]) -> 
         "WHERE _chunk_id = $chunk_id",
         {"chunk_id": chunk.chunk_id},
     )
-    _read_chosen(plan, slices)
+    settle_chosen(plan, slices)
     plan.connection.execute(
         f"""
         CREATE OR REPLACE TEMP TABLE claude_batch_due AS
         SELECT r.*, $attempt::INTEGER AS attempt, $max_tokens::BIGINT AS max_tokens,
             row_number() OVER () - 1 AS place
-        FROM {_ROWS} AS r WHERE r.hash IS NOT NULL AND {_is_unanswered(plan)}
+        FROM {ROWS} AS r WHERE r.hash IS NOT NULL AND {_is_unanswered(plan)}
         """,
         {"attempt": chunk.attempt, "max_tokens": chunk.max_tokens, **_this(plan)},
     )
-
-
-def _read_chosen(plan: Plan, slices: Sequence[PartitionSlice]) -> None:
-    """Read the chosen rows as they are now, and settle all that needs no asking."""
-    plan.read_rows(slices, only=_CHOSEN)
-    _fold_duplicates(plan)
-    if not plan.materialization.config.refresh:
-        welcome_back(plan.connection, plan.declaration, _ROWS, plan.now)
-    _fail_invalid_rows(plan)
 
 
 def _is_unanswered(plan: Plan) -> str:
@@ -185,102 +108,6 @@ def _is_unanswered(plan: Plan) -> str:
 def _this(plan: Plan) -> dict[str, object]:
     refresh = plan.materialization.config.refresh
     return {"refresh": refresh, "this": plan.materialization.materialization_id}
-
-
-def _check_keys(plan: Plan) -> None:
-    """Refuse rows without an identity of their own."""
-    declaration, connection = plan.declaration, plan.connection
-    keys = selected_keys(declaration).split(", ")
-    null = f"{_ROWS} WHERE {' OR '.join(f'{key} IS NULL' for key in keys)}"
-    (nulls,) = row(connection, f"SELECT count(*) FROM {null}")
-    if nulls:
-        shown = row_examples(connection, declaration, null)
-        raise NullRowKeyError(declaration.asset, declaration.row_key, nulls, shown)
-    several = f"(SELECT {', '.join(keys)}, partition FROM {_ROWS} GROUP BY ALL HAVING count(*) > 1)"
-    (duplicates,) = row(connection, f"SELECT count(*) FROM {several}")
-    if duplicates:
-        shown = row_examples(connection, declaration, several)
-        raise DuplicateRowKeyError(declaration.asset, declaration.row_key, duplicates, shown)
-
-
-def _fold_duplicates(plan: Plan) -> None:
-    """Make one row, which cannot be asked, of rows that have come to share a key meanwhile."""
-    keys = selected_keys(plan.declaration)
-    alike = f"SELECT 1 FROM {_ROWS} GROUP BY {keys}, partition HAVING count(*) > 1 LIMIT 1"
-    if not rows(plan.connection, alike):
-        return
-    plan.connection.execute(
-        f"""
-        CREATE OR REPLACE TEMP TABLE claude_batch_rows AS
-        SELECT * REPLACE (
-            CASE WHEN count(*) OVER alike > 1 THEN $reason ELSE reason END AS reason,
-            CASE WHEN count(*) OVER alike = 1 THEN hash END AS hash)
-        FROM {_ROWS}
-        WINDOW alike AS (PARTITION BY {keys}, partition)
-        QUALIFY row_number() OVER alike = 1
-        """,
-        {"reason": "Several rows of the partition have come to share this row_key."},
-    )
-
-
-def row_examples(connection: Connection, declaration: Declaration, relation: str) -> str:
-    """A few row keys with their partition, to be read by a person."""
-    keys = selected_keys(declaration)
-    shown: list[str] = []
-    for partition, *values in rows(connection, f"SELECT partition, {keys} FROM {relation} LIMIT 5"):
-        pairs = zip(declaration.row_key, values, strict=True)
-        key = ", ".join(f"{name}={value!r}" for name, value in pairs)
-        shown.append(f"({key})" + (f" in partition {partition!r}" if partition else ""))
-    return "; ".join(shown)
-
-
-def _let_rows_depart(plan: Plan) -> None:
-    """Move answers of rows that left the source aside, and forget such rows' failures."""
-    stays = f"SELECT 1 FROM {_ROWS} AS r WHERE {selected_is_ours(plan.declaration, 'r', 'here')}"
-    gone = f"{in_scope('here')} AND NOT EXISTS ({stays})"
-    move_to_departed(plan.connection, plan.declaration, gone, plan.now, bound=plan.scope)
-    plan.connection.execute(
-        f"DELETE FROM {plan.declaration.failures.sql} AS here WHERE {gone}", plan.scope
-    )
-
-
-def _refresh_include(plan: Plan) -> None:
-    """Let `include` columns follow the source, for they are no part of the question."""
-    include = plan.declaration.include
-    if not include:
-        return
-    pairs = [(quote_identifier(name), f"r.i{number}") for number, name in enumerate(include)]
-    assigned = ", ".join(f"{name} = {value}" for name, value in pairs)
-    differs = " OR ".join(f"here.{name} IS DISTINCT FROM {value}" for name, value in pairs)
-    same = selected_is_ours(plan.declaration, "r", "here")
-    for table in (plan.declaration.answers.sql, plan.declaration.failures.sql):
-        plan.connection.execute(
-            f"UPDATE {table} AS here SET {assigned} FROM {_ROWS} AS r WHERE {same} AND ({differs})"
-        )
-
-
-def _fail_invalid_rows(plan: Plan) -> None:
-    """Let rows that cannot be asked be failures, where they are not already."""
-    failures = plan.declaration.failures.sql
-    invalid = f"(SELECT * FROM {_ROWS} WHERE reason IS NOT NULL)"
-    same = selected_is_ours(plan.declaration, "r", "here")
-    this_row = f"SELECT 1 FROM {invalid} AS r WHERE {same}"
-    move_to_departed(plan.connection, plan.declaration, f"EXISTS ({this_row})", plan.now)
-    plan.connection.execute(
-        f"DELETE FROM {failures} AS here WHERE EXISTS ({this_row} "
-        "AND (here._error_type <> 'invalid_row' OR here._error_message <> r.reason))"
-    )
-    plan.connection.execute(
-        f"""
-        INSERT INTO {failures} ({our_columns(plan.declaration)}, _partition, _error_type,
-            _error_message, _retryable, _attempts, _input_tokens, _output_tokens,
-            _cache_read_tokens, _cache_write_tokens, _cost_usd, _failed_at)
-        SELECT {selected_columns(plan.declaration)}, partition, 'invalid_row', reason, false,
-            0, 0, 0, 0, 0, 0, $now
-        FROM {invalid} AS r WHERE NOT EXISTS (SELECT 1 FROM {failures} AS here WHERE {same})
-        """,
-        {"now": plan.now},
-    )
 
 
 def _choose(plan: Plan, *, elsewhere: bool = False) -> None:
@@ -309,7 +136,7 @@ def _choose(plan: Plan, *, elsewhere: bool = False) -> None:
         CREATE OR REPLACE TEMP TABLE claude_batch_due AS
         SELECT r.*, 1 AS attempt, $max_tokens::BIGINT AS max_tokens,
             row_number() OVER () - 1 AS place
-        FROM {_ROWS} AS r
+        FROM {ROWS} AS r
         LEFT JOIN {declaration.answers.sql} AS a ON {selected_is_ours(declaration, "r", "a")}
         LEFT JOIN {declaration.failures.sql} AS f ON {selected_is_ours(declaration, "r", "f")}
         WHERE r.hash IS NOT NULL AND ({"true" if config.refresh else asked})
@@ -372,7 +199,7 @@ def _choose_failed(plan: Plan, *, only_unasked: bool) -> int:
         },
     )
     _raise_max_tokens(plan)
-    (count,) = row(plan.connection, f"SELECT count(*) FROM {_CHOSEN}")
+    (count,) = row(plan.connection, f"SELECT count(*) FROM {CHOSEN}")
     return int(count)
 
 
@@ -380,41 +207,14 @@ def _raise_max_tokens(plan: Plan) -> None:
     """Give truncated rows twice the room."""
     limit = plan.materialization.model_max_tokens
     for outcome, max_tokens in rows(
-        plan.connection, f"SELECT DISTINCT outcome, max_tokens FROM {_CHOSEN}"
+        plan.connection, f"SELECT DISTINCT outcome, max_tokens FROM {CHOSEN}"
     ):
         allowed = next_max_tokens(outcome, max_tokens=max_tokens, model_max_tokens=limit)
         plan.connection.execute(
-            f"UPDATE {_CHOSEN} SET max_tokens = $allowed, outcome = NULL "
+            f"UPDATE {CHOSEN} SET max_tokens = $allowed, outcome = NULL "
             "WHERE outcome = $outcome AND max_tokens = $max_tokens",
             {"allowed": allowed, "outcome": outcome, "max_tokens": max_tokens},
         )
-
-
-def what_is_due(plan: Plan, partition: str | None) -> tuple[int, int, int, str]:
-    """Of one partition: rows to send and their bytes, rows that cannot be; and a few examples.
-
-    These are a relation for the ``only`` of `select_rows`.
-    """
-    bound = {"partition": partition}
-    (count, size) = row(
-        plan.connection,
-        f"SELECT count(*), coalesce(sum(bytes), 0) FROM {DUE} "
-        "WHERE partition IS NOT DISTINCT FROM $partition",
-        bound,
-    )
-    (invalid,) = row(
-        plan.connection,
-        f"SELECT count(*) FROM {_ROWS} WHERE reason IS NOT NULL "
-        "AND partition IS NOT DISTINCT FROM $partition",
-        bound,
-    )
-    plan.connection.execute(
-        f"CREATE OR REPLACE TEMP TABLE claude_batch_chosen AS SELECT "
-        f"{selected_keys(plan.declaration)}, partition FROM {DUE} "
-        "WHERE partition IS NOT DISTINCT FROM $partition ORDER BY place LIMIT $examples",
-        {**bound, "examples": _EXAMPLES},
-    )
-    return int(count), int(size), int(invalid), _CHOSEN
 
 
 def count_unanswered(plan: Plan) -> int:

@@ -4,10 +4,10 @@ from typing import Final
 
 from dagster_claude_batch import ledger
 from dagster_claude_batch.departed import move_to_departed
-from dagster_claude_batch.due import Plan
 from dagster_claude_batch.identifiers import quote_identifier
 from dagster_claude_batch.landing import as_planned
 from dagster_claude_batch.matching import our_columns, ours_is_ours
+from dagster_claude_batch.plan import Plan
 from dagster_claude_batch.warehouse import row
 
 _STANDING: Final = "temp.claude_batch_standing"

@@ -12,11 +12,11 @@ from dagster_claude_batch.chunks import Chunk
 from dagster_claude_batch.cost import batch_prices
 from dagster_claude_batch.declaration import Declaration
 from dagster_claude_batch.departed import move_to_departed
-from dagster_claude_batch.due import Plan
 from dagster_claude_batch.identifiers import quote_identifier
 from dagster_claude_batch.ledger import LedgerAsset, Materialization
 from dagster_claude_batch.matching import our_columns, ours_is_ours
 from dagster_claude_batch.outcomes import MISSING, Absent, is_halt_of_row, is_retryable
+from dagster_claude_batch.plan import Plan
 from dagster_claude_batch.results import STAGED
 from dagster_claude_batch.tables import ANSWER_COLUMNS, FAILURE_COLUMNS, columns_of, grow_table
 from dagster_claude_batch.warehouse import Connection, rows

@@ -17,13 +17,11 @@ from dagster_claude_batch.chunks import (
 from dagster_claude_batch.declaration import Declaration
 from dagster_claude_batch.due import (
     DUE,
-    Plan,
     choose_again,
     choose_elsewhere,
     choose_first,
     choose_retries,
     choose_up_to,
-    row_examples,
 )
 from dagster_claude_batch.errors import (
     LedgerLostError,
@@ -32,7 +30,9 @@ from dagster_claude_batch.errors import (
 )
 from dagster_claude_batch.ledger import Materialization, MaterializationConfig
 from dagster_claude_batch.matching import our_columns, selected_columns
+from dagster_claude_batch.plan import Plan
 from dagster_claude_batch.preparing import prepare_tables
+from dagster_claude_batch.settling import row_examples
 from dagster_claude_batch.source import PartitionSlice, find_source
 from dagster_claude_batch.warehouse import Connection, read_arrow, rows, values_of
 

@@ -3,16 +3,20 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
 
 from dagster_claude_batch import ledger
 from dagster_claude_batch.declaration import Declaration
-from dagster_claude_batch.due import Plan, choose_first, choose_up_to, what_is_due
+from dagster_claude_batch.due import DUE, choose_first, choose_up_to
 from dagster_claude_batch.ledger import MaterializationConfig
 from dagster_claude_batch.matching import selected_keys
+from dagster_claude_batch.plan import CHOSEN, ROWS, Plan
 from dagster_claude_batch.planning import sizes_of_chunks
 from dagster_claude_batch.preparing import prepare_tables
 from dagster_claude_batch.source import PartitionSlice, find_source, select_rows
-from dagster_claude_batch.warehouse import Connection, rows
+from dagster_claude_batch.warehouse import Connection, row, rows
+
+_EXAMPLES: Final = 3
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ def rehearse(
 
 
 def _rehearsed(plan: Plan, part: PartitionSlice) -> RehearsedPartition:
-    due, size, invalid, chosen = what_is_due(plan, part.key)
+    due, size, invalid, chosen = _what_is_due(plan, part.key)
     query = select_rows(
         plan.connection,
         plan.declaration,
@@ -84,3 +88,30 @@ def _rehearsed(plan: Plan, part: PartitionSlice) -> RehearsedPartition:
     )
     examples = [(", ".join(map(str, values[:-1])), str(values[-1])) for values in found]
     return RehearsedPartition(part.key, due, invalid, size, examples)
+
+
+def _what_is_due(plan: Plan, partition: str | None) -> tuple[int, int, int, str]:
+    """Of one partition: rows to send and their bytes, rows that cannot be; and a few examples.
+
+    These are a relation for the ``only`` of `select_rows`.
+    """
+    bound = {"partition": partition}
+    (count, size) = row(
+        plan.connection,
+        f"SELECT count(*), coalesce(sum(bytes), 0) FROM {DUE} "
+        "WHERE partition IS NOT DISTINCT FROM $partition",
+        bound,
+    )
+    (invalid,) = row(
+        plan.connection,
+        f"SELECT count(*) FROM {ROWS} WHERE reason IS NOT NULL "
+        "AND partition IS NOT DISTINCT FROM $partition",
+        bound,
+    )
+    plan.connection.execute(
+        f"CREATE OR REPLACE TEMP TABLE claude_batch_chosen AS SELECT "
+        f"{selected_keys(plan.declaration)}, partition FROM {DUE} "
+        "WHERE partition IS NOT DISTINCT FROM $partition ORDER BY place LIMIT $examples",
+        {**bound, "examples": _EXAMPLES},
+    )
+    return int(count), int(size), int(invalid), CHOSEN

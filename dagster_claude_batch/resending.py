@@ -10,8 +10,8 @@ from dagster_claude_batch.chunks import (
     planned_chunk,
     resize_chunk,
 )
-from dagster_claude_batch.due import Plan
 from dagster_claude_batch.matching import ours_is_ours
+from dagster_claude_batch.plan import Plan
 
 
 def send_anew(plan: Plan, chunk: Chunk) -> None:

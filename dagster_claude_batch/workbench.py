@@ -14,7 +14,6 @@ from dagster_claude_batch.adoption import dissolve_cancelled
 from dagster_claude_batch.chunks import OUT, Chunk, ChunkState
 from dagster_claude_batch.declaration import Declaration
 from dagster_claude_batch.doubt import LATEST_END, UNREADABLE, UNSEEN
-from dagster_claude_batch.due import Plan
 from dagster_claude_batch.errors import (
     CredentialsRefusedError,
     LostChunkError,
@@ -23,6 +22,7 @@ from dagster_claude_batch.errors import (
 from dagster_claude_batch.ledger import LedgerAsset, Materialization
 from dagster_claude_batch.one_line import one_line
 from dagster_claude_batch.outstanding import chunks_of, holding_rows_of, out_elsewhere
+from dagster_claude_batch.plan import Plan
 from dagster_claude_batch.planning import RunIdentity, replan
 from dagster_claude_batch.resource import ClaudeBatchResource
 from dagster_claude_batch.source import PartitionSlice

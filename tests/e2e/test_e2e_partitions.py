@@ -8,6 +8,9 @@ SITUATIONS = {
     "by_city_and_day": "backfill policy: a multi-partition",
 }
 
+OF_ITS_DIMENSIONS = {"dagster/partition/city": "berlin", "dagster/partition/day": "2026-03-02"}
+"""What the UI puts on a run of a multi-partition; before 1.13 an IO manager needs it."""
+
 
 @pytest.fixture(scope="module", autouse=True)
 def shown(stage: Stage) -> dict[str, tuple[Shown, Shown]]:
@@ -37,11 +40,11 @@ def shown(stage: Stage) -> dict[str, tuple[Shown, Shown]]:
         ") AS v(review_id, review, city, written_at)",
     )
     launched = [
-        stage.dagster.materialize(asset, f"{asset}_read", partition=partition)
-        for asset, partition in (
-            ("unpartitioned", None),
-            ("daily", "2026-03-02"),
-            ("by_city_and_day", "berlin|2026-03-02"),
+        stage.dagster.materialize(asset, f"{asset}_read", partition=partition, tags=tags)
+        for asset, partition, tags in (
+            ("unpartitioned", None, {}),
+            ("daily", "2026-03-02", {}),
+            ("by_city_and_day", "berlin|2026-03-02", OF_ITS_DIMENSIONS),
         )
     ]
     held = [stage.held_by(run_id) for run_id in launched]

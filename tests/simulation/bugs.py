@@ -66,7 +66,7 @@ BUGS: Final = (
     Bug(
         "answers that departed are not given back",
         "b",
-        "due",
+        "settling",
         "_let_rows_depart(plan)\n    if not plan.materialization.config.refresh:",
         "_let_rows_depart(plan)\n    if plan.materialization.config.refresh:",
         150,
@@ -98,7 +98,7 @@ BUGS: Final = (
     Bug(
         "failures of rows that have left stay",
         "d",
-        "due",
+        "settling",
         'f"DELETE FROM {plan.declaration.failures.sql} AS here WHERE {gone}", plan.scope',
         'f"DELETE FROM {plan.declaration.failures.sql} AS here WHERE {gone} AND false", plan.scope',
         120,
