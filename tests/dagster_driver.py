@@ -10,11 +10,11 @@ from typing import Any, Self
 
 from dagster_storage import storage_yaml
 
-from example_project.demo.dagster_api import (
+from example_project.demo.dagster_api import DagsterRefusedError
+from example_project.demo.dagster_shown import (
     AssetEvent,
     Backfill,
     CheckExecution,
-    DagsterRefusedError,
     Run,
     RunStatus,
     Tick,

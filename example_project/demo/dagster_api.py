@@ -2,122 +2,26 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import httpx2
 
 from example_project.demo import graphql_documents as documents
+from example_project.demo.dagster_shown import (
+    AssetEvent,
+    Backfill,
+    CheckExecution,
+    Run,
+    RunStatus,
+    Tick,
+    as_asset_event,
+    as_backfill,
+    as_check_execution,
+    as_message,
+    as_run,
+    as_tick,
+)
 from example_project.demo.partition_statuses import PartitionStatus, partition_statuses
-
-BackfillStatus = Literal[
-    "REQUESTED",
-    "COMPLETED",
-    "FAILED",
-    "CANCELED",
-    "CANCELING",
-    "COMPLETED_SUCCESS",
-    "COMPLETED_FAILED",
-    "FAILING",
-]
-RunStatus = Literal[
-    "QUEUED",
-    "NOT_STARTED",
-    "MANAGED",
-    "STARTING",
-    "STARTED",
-    "SUSPENDED",
-    "SUCCESS",
-    "FAILURE",
-    "CANCELING",
-    "CANCELED",
-]
-IN_PROGRESS: tuple[RunStatus, ...] = ("STARTING", "STARTED", "CANCELING")
-ENDED: tuple[RunStatus, ...] = ("SUCCESS", "FAILURE", "CANCELED")
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run as the Runs page shows it; ``created`` in seconds since the epoch.
-
-    ``assets`` are those it was restricted to; none of a ``job`` that runs as a whole.
-    """
-
-    run_id: str
-    status: RunStatus
-    created: float
-    job: str
-    tags: Mapping[str, str]
-    assets: Sequence[str]
-
-    @property
-    def partition(self) -> str | None:
-        """Partition key, or the first one of a range."""
-        return self.tags.get("dagster/partition") or self.tags.get(
-            "dagster/asset_partition_range_start"
-        )
-
-    @property
-    def is_in_progress(self) -> bool:
-        """Whether it holds a process and a slot of the run queue."""
-        return self.status in IN_PROGRESS
-
-    @property
-    def is_ended(self) -> bool:
-        """Whether nothing more will happen to it."""
-        return self.status in ENDED
-
-
-@dataclass(frozen=True)
-class Backfill:
-    """A backfill; its counts are partitions, summed over its assets."""
-
-    backfill_id: str
-    status: BackfillStatus
-    targeted: int
-    in_progress: int
-    materialized: int
-    failed: int
-    error: str | None
-
-    @property
-    def is_ended(self) -> bool:
-        """Whether Dagster will do nothing more for it."""
-        return self.status not in ("REQUESTED", "CANCELING", "FAILING")
-
-
-@dataclass(frozen=True)
-class AssetEvent:
-    """A materialization or an observation; ``timestamp`` in milliseconds since the epoch."""
-
-    run_id: str
-    partition: str | None
-    timestamp: int
-    metadata: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class CheckExecution:
-    """One execution of an asset check."""
-
-    run_id: str
-    status: str
-    partition: str | None
-    severity: str | None
-    description: str | None
-    metadata: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Tick:
-    """One evaluation of a sensor; ``timestamp`` in seconds since the epoch."""
-
-    timestamp: float
-    status: Literal["STARTED", "SKIPPED", "SUCCESS", "FAILURE"]
-    skip_reason: str | None
-    cursor: str | None
-    run_ids: Sequence[str]
-    error: str | None
 
 
 class DagsterRefusedError(Exception):
@@ -204,17 +108,7 @@ class DagsterApi:
 
     def backfill(self, backfill_id: str) -> Backfill:
         """Return a backfill as its page shows it."""
-        found = self._call(documents.BACKFILL, backfillId=backfill_id)
-        counts = (found["assetBackfillData"] or {}).get("assetBackfillStatuses", [])
-        return Backfill(
-            backfill_id=found["id"],
-            status=found["status"],
-            targeted=sum(int(asset.get("numPartitionsTargeted", 1)) for asset in counts),
-            in_progress=_count(counts, "numPartitionsInProgress", "inProgress"),
-            materialized=_count(counts, "numPartitionsMaterialized", "materialized"),
-            failed=_count(counts, "numPartitionsFailed", "failed"),
-            error=found["error"] and found["error"]["message"],
-        )
+        return as_backfill(self._call(documents.BACKFILL, backfillId=backfill_id))
 
     def partition_statuses(self, asset: str) -> dict[str, PartitionStatus]:
         """Return what the asset's partition bar shows, by partition key."""
@@ -248,7 +142,7 @@ class DagsterApi:
         executions = self._call(
             documents.CHECK_EXECUTIONS, assetKey=_key(asset), checkName=check, limit=limit
         )
-        return [_check_execution(execution) for execution in executions]
+        return [as_check_execution(execution) for execution in executions]
 
     def runs(
         self,
@@ -265,7 +159,7 @@ class DagsterApi:
         if statuses:
             run_filter["statuses"] = list(statuses)
         found = self._call(documents.RUNS, filter=run_filter, limit=limit)
-        return [_run(run) for run in found["results"]]
+        return [as_run(run) for run in found["results"]]
 
     def run(self, run_id: str) -> Run:
         """Return one run.
@@ -284,7 +178,7 @@ class DagsterApi:
         while more:
             page = self._call(documents.RUN_ERRORS, runId=run_id, cursor=cursor)
             cursor, more = page["cursor"], page["hasMore"]
-            messages += [_message(event) for event in page["events"]]
+            messages += [as_message(event) for event in page["events"]]
         return messages
 
     def terminate(self, run_id: str, *, force: bool = False) -> None:
@@ -317,7 +211,7 @@ class DagsterApi:
 
     def ticks(self, sensor: str, *, limit: int = 100) -> list[Tick]:
         """Return a sensor's ticks, newest first."""
-        return [_tick(tick) for tick in self._sensor(sensor, limit=limit)["ticks"]]
+        return [as_tick(tick) for tick in self._sensor(sensor, limit=limit)["ticks"]]
 
     def start_schedule(self, schedule: str) -> str:
         """Switch a schedule on; return the id by which it is stopped."""
@@ -367,7 +261,7 @@ class DagsterApi:
 
     def _asset_events(self, asset: str, kind: str, limit: int) -> list[AssetEvent]:
         found = self._call(documents.ASSET_EVENTS, assetKey=_key(asset), limit=limit)
-        return [_asset_event(event) for event in found.get(kind, [])]
+        return [as_asset_event(event) for event in found.get(kind, [])]
 
     def _sensor(self, sensor: str, *, limit: int = 1) -> dict[str, Any]:
         selector = self._sensor_selector(sensor)
@@ -416,80 +310,3 @@ def _keys(assets: Sequence[str]) -> list[dict[str, list[str]]]:
 
 def _tags(tags: Mapping[str, str]) -> list[dict[str, str]]:
     return [{"key": key, "value": value} for key, value in tags.items()]
-
-
-def _count(assets: Sequence[Mapping[str, Any]], partitioned: str, unpartitioned: str) -> int:
-    return sum(int(asset.get(partitioned, asset.get(unpartitioned, 0))) for asset in assets)
-
-
-def _run(run: Mapping[str, Any]) -> Run:
-    return Run(
-        run_id=run["runId"],
-        status=run["status"],
-        created=run["creationTime"],
-        job=run["jobName"],
-        tags={tag["key"]: tag["value"] for tag in run["tags"]},
-        assets=["/".join(key["path"]) for key in run["assetSelection"] or []],
-    )
-
-
-def _asset_event(event: Mapping[str, Any]) -> AssetEvent:
-    return AssetEvent(
-        run_id=event["runId"],
-        partition=event["partition"],
-        timestamp=int(event["timestamp"]),
-        metadata=_metadata(event["metadataEntries"]),
-    )
-
-
-def _check_execution(execution: Mapping[str, Any]) -> CheckExecution:
-    evaluation = execution["evaluation"] or {}
-    return CheckExecution(
-        run_id=execution["runId"],
-        status=execution["status"],
-        partition=execution["partition"],
-        severity=evaluation.get("severity"),
-        description=evaluation.get("description"),
-        metadata=_metadata(evaluation.get("metadataEntries", [])),
-    )
-
-
-def _tick(tick: Mapping[str, Any]) -> Tick:
-    return Tick(
-        timestamp=tick["timestamp"],
-        status=tick["status"],
-        skip_reason=tick["skipReason"],
-        cursor=tick["cursor"],
-        run_ids=tick["runIds"],
-        error=tick["error"] and tick["error"]["message"],
-    )
-
-
-def _message(event: Mapping[str, Any]) -> str:
-    error = event.get("error") or {}
-    causes = [cause["message"] for cause in error.get("causes", [])]
-    return "\n".join(filter(None, [event.get("message"), error.get("message"), *causes]))
-
-
-def _metadata(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    return {entry["label"]: _metadata_value(entry) for entry in entries}
-
-
-def _metadata_value(entry: Mapping[str, Any]) -> object:
-    """Turn a metadata entry into the Python value it was made from; None for exotic kinds."""
-    match entry["__typename"]:
-        case "IntMetadataEntry":
-            value: object = int(entry["intRepr"])
-        case "FloatMetadataEntry":
-            value = entry["floatValue"]
-        case "BoolMetadataEntry":
-            value = entry["boolValue"]
-        case "JsonMetadataEntry":
-            value = json.loads(entry["jsonString"])
-        case "TimestampMetadataEntry":
-            value = entry["timestamp"]
-        case "TableMetadataEntry":
-            value = [json.loads(record) for record in entry["table"]["records"]]
-        case _:
-            value = entry.get("text")
-    return value

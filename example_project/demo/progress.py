@@ -4,7 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from example_project.demo.dagster_api import IN_PROGRESS, DagsterApi, Run
+from example_project.demo.dagster_api import DagsterApi
+from example_project.demo.dagster_shown import IN_PROGRESS, Run
 from example_project.demo.partition_statuses import PartitionStatus
 
 Stage = Literal["queued", "submitting", "waiting", "collecting", "collected", "failed"]

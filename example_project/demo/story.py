@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
-from example_project.demo.dagster_api import Backfill, CheckExecution
+from example_project.demo.dagster_shown import Backfill, CheckExecution
 from example_project.demo.local_dagster import LocalDagster
 from example_project.demo.progress import SUBMITTED, Progress, Stage, progress_of
 from example_project.demo.report import Cost, cost_of
