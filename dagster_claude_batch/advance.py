@@ -14,7 +14,7 @@ from dagster_claude_batch.ending import end
 from dagster_claude_batch.errors import AccountHaltedError, ClaudeBatchError
 from dagster_claude_batch.ledger import Materialization, MaterializationConfig
 from dagster_claude_batch.outstanding import chunks_of
-from dagster_claude_batch.planning import attach, plan_retries
+from dagster_claude_batch.planning import attach, catch_up, plan_retries
 from dagster_claude_batch.reconciling import Reconciler
 from dagster_claude_batch.rehearsal import Rehearsal, rehearse
 from dagster_claude_batch.sending import Sender
@@ -74,6 +74,31 @@ class Engine(Workbench):
         self.warehouse = self.warehouse.with_ledger()
         return attached
 
+    def catch_up(
+        self,
+        partitions: Sequence[str | None],
+        config: MaterializationConfig,
+        *,
+        is_given_up: Callable[[Sequence[str]], bool] = lambda _: False,
+    ) -> list[Materialization]:
+        """Find what is left to do for the run when all is done. See `planning.catch_up`."""
+        now = self.claude.now()
+        slices = self.slices_of(partitions)
+        found = self.warehouse.transact(
+            lambda connection: catch_up(
+                connection,
+                self.declaration,
+                self.run,
+                slices,
+                config,
+                now=now,
+                is_given_up=is_given_up,
+            )
+        )
+        if found:
+            self.log.info("What this run had joined is done; asking what has come since.")
+        return found
+
     def rehearse(
         self, partitions: Sequence[str | None], config: MaterializationConfig
     ) -> Rehearsal:
@@ -90,11 +115,11 @@ class Engine(Workbench):
         raise AssertionError  # pragma: no cover  # it always is
 
     def attach_run(self, run_id: str, materializations: Sequence[Materialization]) -> None:
-        """Note that another run is going to work on these."""
-        now = self.claude.now()
+        """Note that another run is going to work on these, in the place of this one."""
+        now, asset = self.claude.now(), self.declaration.asset
         self.warehouse.transact(
             lambda connection: ledger.attach_run(
-                connection, self.declaration.asset, run_id, materializations, now
+                connection, asset, run_id, materializations, now, like=self.run.run_id
             )
         )
 

@@ -26,7 +26,8 @@ began, to be planned if nothing comes of that.
 class Chunk:
     """A planned group of requests, sent as one batch. Sizes in requests and bytes.
 
-    ``is_copy``: its rows were, or are to be, answered by another chunk too.
+    ``is_copy``: its rows were, or are to be, answered by another chunk too. ``doubted_at`` is when
+    the call that sends it was over, and nobody knew what had come of it.
     """
 
     chunk_id: int
@@ -41,6 +42,7 @@ class Chunk:
     sending_at: datetime | None
     submitted_at: datetime | None
     is_copy: bool = False
+    doubted_at: datetime | None = None
 
 
 OUT: Final[tuple[ChunkState, ...]] = ("planned", "sending", "submitted")
@@ -126,7 +128,8 @@ def mark_sending(
         chunk.chunk_id,
         "planned",
         "UPDATE claude_batch.chunks SET state = 'sending', nonce = $nonce, "
-        "body_sha256 = $body_sha256, bytes = $size, run_id = $run_id, sending_at = $now "
+        "body_sha256 = $body_sha256, bytes = $size, run_id = $run_id, sending_at = $now, "
+        "doubted_at = NULL "
         "WHERE chunk_id = $chunk_id AND state = 'planned' AND requests = $requests "
         "RETURNING chunk_id",
         requests=chunk.requests,
@@ -149,6 +152,23 @@ def mark_sending_again(connection: Connection, chunk: Chunk, now: datetime) -> N
         chunk.chunk_id,
         "sending",
         "UPDATE claude_batch.chunks SET sending_at = $now WHERE chunk_id = $chunk_id "
+        "AND state = 'sending' AND nonce = $nonce RETURNING chunk_id",
+        nonce=chunk.nonce,
+        now=now,
+    )
+
+
+def mark_doubted(connection: Connection, chunk: Chunk, now: datetime) -> None:
+    """Note that the call is over, and that nobody knows what has come of it.
+
+    Raises:
+        LostChunkError: The chunk is not being sent any more.
+    """
+    _move(
+        connection,
+        chunk.chunk_id,
+        "sending",
+        "UPDATE claude_batch.chunks SET doubted_at = $now WHERE chunk_id = $chunk_id "
         "AND state = 'sending' AND nonce = $nonce RETURNING chunk_id",
         nonce=chunk.nonce,
         now=now,
@@ -185,7 +205,7 @@ def mark_unsent(connection: Connection, chunk: Chunk) -> None:
         chunk.chunk_id,
         "sending",
         "UPDATE claude_batch.chunks SET state = 'planned', nonce = NULL, body_sha256 = NULL, "
-        "sending_at = NULL WHERE chunk_id = $chunk_id AND state = 'sending' "
+        "sending_at = NULL, doubted_at = NULL WHERE chunk_id = $chunk_id AND state = 'sending' "
         "AND nonce = $nonce RETURNING chunk_id",
         nonce=chunk.nonce,
     )

@@ -64,10 +64,15 @@ Verdict: TypeAlias = Found | NotFound | Unsettled
 
 
 def settled_at(claude: ClaudeBatchResource, chunk: Chunk) -> datetime:
-    """From when on a batch of this sending that is not in `list` does not exist."""
+    """From when on a batch of this sending that is not in `list` does not exist.
+
+    Whose call nobody has seen to end, for its process was killed, took as long as a call can: as
+    long as an upload may, and then as long as the API may be silent.
+    """
     if chunk.sending_at is None:
         raise LostChunkError(chunk.chunk_id, expected="sending")
-    return chunk.sending_at + timedelta(seconds=claude.timeout_seconds) + SETTLING
+    longest = 2 * timedelta(seconds=claude.timeout_seconds)
+    return (chunk.doubted_at or chunk.sending_at + longest) + SETTLING + CLOCK_SKEW
 
 
 def reconcile(

@@ -2,6 +2,7 @@
 
 import errno
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Final
 
 from dagster_claude_batch.one_line import one_line
@@ -176,6 +177,19 @@ class ModelUnavailableError(ClaudeBatchError):
     def __init__(self, asset: str, model: str, problem: str) -> None:
         super().__init__(
             f"Asset {asset!r}: model {model!r} {problem} Nothing was submitted. Change `model`."
+        )
+
+
+class ClockError(ClaudeBatchError):
+    """The clock of this machine and that of the API disagree."""
+
+    def __init__(self, asset: str, ahead: timedelta) -> None:
+        minutes = abs(ahead).total_seconds() / 60
+        which = "ahead of" if ahead > timedelta() else "behind"
+        super().__init__(
+            f"Asset {asset!r}: the clock of this machine is {minutes:,.0f} minutes {which} the "
+            "API's. Batches are told apart by when they were created, so one might be paid for "
+            "twice. Nothing was submitted. Set the clock, best by NTP, and materialize again."
         )
 
 

@@ -75,29 +75,103 @@ def attach(
         ColumnCollisionError, ColumnTypeChangedError, OversizedRequestError: Nothing was planned.
     """
     ledger.open_ledger(connection, now)
-    known = _known_to_the_ledger(connection, declaration, run)
-    if not known:
-        known = _join_or_open(
-            connection, declaration, slices, config, now=now, is_given_up=is_given_up
-        )
-    ledger.attach_run(connection, declaration.asset, run.run_id, known, now)
-    return known
+    asset = declaration.asset
+    known, like = _known_to_the_ledger(connection, asset, run)
+    if known:
+        ledger.attach_run(connection, asset, run.run_id, known, now, like=like)
+        return known
+    found = _join_or_open(connection, declaration, slices, config, now=now, is_given_up=is_given_up)
+    ledger.attach_run(connection, asset, run.run_id, found, now)
+    _note_joined(connection, asset, run, found, config, since=now)
+    return found
+
+
+def catch_up(
+    connection: Connection,
+    declaration: Declaration,
+    run: RunIdentity,
+    slices: Sequence[PartitionSlice],
+    config: MaterializationConfig,
+    *,
+    now: datetime,
+    is_given_up: Callable[[Sequence[str]], bool] = lambda _: False,
+) -> list[Materialization]:
+    """Join or begin what a run's launch asks for beyond that which it has joined, now at its end.
+
+    That had fixed its rows before: what has come or changed between, or was to be asked once more
+    by a `refresh`, is due now. What failed in it is not, for it was asked after the launch.
+    Empty if the run has joined nothing, has caught up, or was cancelled in any part.
+
+    Raises:
+        What `attach` raises of the source, for the same reasons.
+    """
+    asset = declaration.asset
+    joined = ledger.joined_by(connection, asset, run.run_id)
+    keys = {key for each in joined for key in each.partitions}
+    behind = [part for part in slices if part.key in keys]
+    all_ = ledger.materializations_of_run(connection, asset, run.run_id)
+    if not behind or any(each.state == "cancelled" for each in all_):
+        return []
+    ledger.note_joined(connection, asset, run.run_id, joined, joined=False)
+    left = _beyond(config, [each.config for each in joined])
+    found = _join_or_open(connection, declaration, behind, left, now=now, is_given_up=is_given_up)
+    ledger.attach_launch(connection, asset, run.run_id, found, now)
+    since = ledger.launched_at(connection, asset, run.run_id)
+    _note_joined(connection, asset, run, found, left, since=since)
+    return found
+
+
+def _note_joined(
+    connection: Connection,
+    asset: str,
+    run: RunIdentity,
+    found: Sequence[Materialization],
+    config: MaterializationConfig,
+    *,
+    since: datetime,
+) -> None:
+    """Note which of these do not cover what was asked of a launch at ``since``."""
+    if config.limit is not None:
+        return
+    behind = [
+        each
+        for each in found
+        if each.started_at < since or (config.refresh and not each.config.refresh)
+    ]
+    ledger.note_joined(connection, asset, run.run_id, behind, joined=True)
+
+
+def _beyond(
+    config: MaterializationConfig, done: Sequence[MaterializationConfig]
+) -> MaterializationConfig:
+    """What was asked for, less what materializations with these configurations have done."""
+    refresh = config.refresh and not any(each.refresh for each in done)
+    strengths = ("none", "retryable", "all")
+    most = max(strengths.index(each.retry_failed) for each in done)
+    is_stronger = strengths.index(config.retry_failed) > most
+    return replace(
+        config, refresh=refresh, retry_failed=config.retry_failed if is_stronger else "none"
+    )
 
 
 def _known_to_the_ledger(
-    connection: Connection, declaration: Declaration, run: RunIdentity
-) -> list[Materialization]:
-    asset = declaration.asset
+    connection: Connection, asset: str, run: RunIdentity
+) -> tuple[list[Materialization], str | None]:
+    """What the run goes on with, if anything, and the run whose launch it belongs to."""
     known = ledger.materializations_of_run(connection, asset, run.run_id)
-    if not known and run.retry_of is not None:
+    if known:
+        return known, run.run_id
+    if run.retry_of is not None:
         known = ledger.materializations_of_run(connection, asset, run.retry_of)
         if known and not any(each.state == "open" for each in known):
             raise MaterializationDoneError(asset, run.retry_of)
-    if not known and run.collects_for is not None:
+        if known:
+            return known, run.retry_of
+    if run.collects_for is not None:
         known = ledger.materializations_of_run(connection, asset, run.collects_for)
         if not known:
             raise LedgerLostError("of the run", f"it does not know run {run.collects_for}.")
-    return known
+    return known, run.collects_for
 
 
 def _join_or_open(

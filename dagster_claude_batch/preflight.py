@@ -1,11 +1,15 @@
 """Before the first chunk: what would fail every row, found out for nothing."""
 
+from datetime import timedelta
+
 import anthropic
 from anthropic.types import ModelInfo
 
 from dagster_claude_batch import ledger
 from dagster_claude_batch.declaration import Declaration
+from dagster_claude_batch.doubt import CLOCK_SKEW
 from dagster_claude_batch.errors import (
+    ClockError,
     CredentialsRefusedError,
     ModelUnavailableError,
     NoCredentialsError,
@@ -19,17 +23,21 @@ from dagster_claude_batch.workbench import Workbench, is_passing
 def check_model(bench: Workbench, materialization: Materialization) -> None:
     """Ask once whether the model exists and can do what is asked; note its limits.
 
+    The same answer shows whether our clock is right: a batch that nobody has seen to be created
+    is told from others by when it was.
+
     An API that cannot be reached blocks nothing.
 
     Raises:
         ModelUnavailableError: It does not, or cannot. The materialization is closed.
         CredentialsRefusedError: It may not be asked with these credentials.
+        ClockError: Our clock is wrong.
     """
     if materialization.model_max_tokens is not None:
         return
     model = bench.declaration.shape.model
     try:
-        found = bench.claude.model(model)
+        found, theirs = bench.claude.model_and_time(model)
     except NoCredentialsError:
         bench.close(materialization, if_unsent=True)
         raise
@@ -44,6 +52,10 @@ def check_model(bench: Workbench, materialization: Materialization) -> None:
     if problem is not None:
         bench.close(materialization, if_unsent=True)
         raise ModelUnavailableError(bench.declaration.asset, model, problem)
+    ahead = bench.claude.now() - theirs if theirs is not None else timedelta()
+    if abs(ahead) > CLOCK_SKEW:
+        bench.close(materialization, if_unsent=True)
+        raise ClockError(bench.declaration.asset, ahead)
     limit = found.max_tokens if found else None
     if limit is not None:
         identity = materialization.materialization_id

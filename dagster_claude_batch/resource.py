@@ -6,9 +6,10 @@ import itertools
 import json
 import re
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, Final
@@ -215,12 +216,17 @@ class ClaudeBatchResource(dg.ConfigurableResource[Any]):
 
     def model(self, model: str) -> ModelInfo | None:
         """What the API says of a model; None if there is none of that name."""
+        return self.model_and_time(model)[0]
+
+    def model_and_time(self, model: str) -> tuple[ModelInfo | None, datetime | None]:
+        """The same, and what time it is by the API's clock, if it says so."""
         try:
             with _reading():
-                found = self.client.models.retrieve(model)
-                return found if found.id else None
-        except anthropic.NotFoundError:
-            return None
+                answer = self.client.models.with_raw_response.retrieve(model)
+                found = answer.parse()
+                return found if found.id else None, _time_of(answer.headers)
+        except anthropic.NotFoundError as error:
+            return None, _time_of(error.response.headers)
 
 
 class LocalClaudeBatchResource(ClaudeBatchResource):
@@ -291,6 +297,14 @@ def _pages(batches: Batches, limit: int) -> Iterator[MessageBatch]:
     with _reading():
         for batch in batches.list(limit=limit):
             yield _checked(batch)
+
+
+def _time_of(headers: Mapping[str, str]) -> datetime | None:
+    try:
+        said = parsedate_to_datetime(headers.get("date", ""))
+    except ValueError:
+        return None
+    return said if said.tzinfo is not None else None
 
 
 _BATCH_ID: Final = re.compile("[A-Za-z0-9_-]+")

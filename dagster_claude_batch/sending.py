@@ -191,8 +191,7 @@ class Sender:
                 )
             case InDoubt(reason):
                 self.bench.log.warning("Nobody knows yet whether a batch was created (%s).", reason)
-                now = self.bench.claude.now()
-                findings.wait_until(settled_at(self.bench.claude, replace(chunk, sending_at=now)))
+                findings.wait_until(settled_at(self.bench.claude, self._doubt(chunk)))
             case NotCreated(reason, "too_large"):
                 self.bench.log.warning("A chunk is too large and is split (%s).", reason)
                 self._split(outstanding.materialization, chunk)
@@ -208,6 +207,17 @@ class Sender:
                 again_at = self.bench.claude.now() + (pause or _BUSY)
                 findings.wait_until(again_at)
                 self.not_again_before = again_at if pause else None
+
+    def _doubt(self, chunk: Chunk) -> Chunk:
+        """Note that the call is over, from which all can be told that may come of it."""
+        now = self.bench.claude.now()
+        try:
+            self.bench.warehouse.transact(
+                lambda connection: chunks.mark_doubted(connection, chunk, now)
+            )
+        except LostChunkError:
+            self.bench.log.info("Another run has taken the chunk over.")
+        return replace(chunk, doubted_at=now)
 
     def _post(self, body: Body) -> Sent:
         """Post a body; again after short pauses, while it surely has not arrived."""

@@ -44,10 +44,12 @@ def materialize(
         for observation in trial.describe_rehearsal(run.key, asset.declaration, rehearsal):
             context.log_event(observation)
         return
-    materializations = run.attach(asked)
-    if run.is_done(materializations):
-        reports = run.reports(materializations)
-        limits = [each.config.limit for each in materializations if each.config.limit is not None]
+    run.attach(asked)
+    if run.is_done(asked):
+        reports = run.reports(run.materializations)
+        limits = [
+            each.config.limit for each in run.materializations if each.config.limit is not None
+        ]
         if limits:
             described = trial.describe_limited(run.key, asset.declaration, reports, max(limits))
             for observation in described:
@@ -118,7 +120,12 @@ class Run:
         keys = set(definition.get_partition_keys(dynamic_partitions_store=self.context.instance))
         return [key for key in self.partitions if key is not None and key not in keys]
 
-    def attach(self, config: MaterializationConfig) -> Sequence[Materialization]:
+    @property
+    def materializations(self) -> Sequence[Materialization]:
+        """What this run works on."""
+        return self.successor.materializations
+
+    def attach(self, config: MaterializationConfig) -> None:
         """Find or begin what this run works on; a collecting run that cannot is tried again."""
         try:
             self.successor.materializations = self.engine.attach(
@@ -133,7 +140,6 @@ class Run:
             if held_run.HELD_TAG in self.context.run.tags:
                 self.successor.leave_to_another_try()
             raise
-        return self.successor.materializations
 
     def reports(self, materializations: Sequence[Materialization]) -> list[PartitionReport]:
         """How each partition stands."""
@@ -158,20 +164,20 @@ class Run:
 
         return self.engine.warehouse.transact(work)
 
-    def is_done(self, materializations: Sequence[Materialization]) -> bool:
+    def is_done(self, config: MaterializationConfig) -> bool:
         """Advance; wait in the run, or leave a held run to collect. False if one was left.
 
         Raises:
             MaterializationCancelledError: Somebody else has cancelled it meanwhile.
         """
         try:
-            is_done = self._advance()
+            is_done = self._advance(config)
         except BaseException as error:
             # Ctrl-C and the end of a pod interrupt a run too, and cancel nothing.
             instance, run_id = self.context.instance, self.context.run.run_id
             if not isinstance(error, Exception) and held_run.is_cancelled(instance, run_id):
                 self._give_up()
-            elif not self.engine.may_be_out(materializations):
+            elif not self.engine.may_be_out(self.materializations):
                 self.successor.undo()
                 self.successor.settle("ended with an error")
             elif isinstance(error, Exception):
@@ -179,11 +185,11 @@ class Run:
             raise
         if is_done:
             self.successor.settle("results collected")
-            if self.engine.is_cancelled(materializations):
+            if self.engine.is_cancelled(self.materializations):
                 raise MaterializationCancelledError(self.asset.declaration.asset)
         return is_done
 
-    def _advance(self) -> bool:
+    def _advance(self, config: MaterializationConfig) -> bool:
         """Do what can be done now, and see to the rest; False if a held run will."""
         reason = self.successor.why_not()
         self._say_at_work()
@@ -193,15 +199,30 @@ class Run:
         else:
             self.engine.before_sending = self._announce_waiting_here
             self.context.log.info(f"This run waits for its batches itself: {reason}.")
-        waiting = self.engine.advance(self.successor.materializations)
+        waiting = self._work(config)
         if waiting is None:
             self.successor.undo()
         elif reason is None:
             self.successor.leave(waiting, self.partitions)
         else:
             self._announce_waiting_here()
-            self._wait_here(waiting)
+            self._wait_here(waiting, config)
         return waiting is None or reason is not None
+
+    def _work(self, config: MaterializationConfig) -> Waiting | None:
+        """Advance, also with what has come since that was planned which the run has joined."""
+        waiting = self.engine.advance(self.materializations)
+        while waiting is None:
+            more = self.engine.catch_up(
+                self.partitions,
+                config,
+                is_given_up=partial(held_run.were_given_up, self.context.instance),
+            )
+            if not more:
+                break
+            self.successor.materializations = [*self.materializations, *more]
+            waiting = self.engine.advance(self.materializations)
+        return waiting
 
     def _give_up(self) -> None:
         """Somebody terminates the run: cancel what nobody else works on.
@@ -214,7 +235,7 @@ class Run:
         self.engine.warehouse = replace(house, lock_timeout_seconds=_LAST_PATIENCE)
         try:
             self._cancel_alone()
-            is_out = self.engine.may_be_out(self.successor.materializations)
+            is_out = self.engine.may_be_out(self.materializations)
         except Exception as error:  # noqa: BLE001  # in place of the interruption it would fail the run
             self.context.log.warning(f"Not everything could be cancelled now: {error}")
             is_out = True
@@ -226,7 +247,7 @@ class Run:
         """Cancel what no run that is alive works on but this one, and its held run."""
         instance, run_id = self.context.instance, self.context.run.run_id
         mine = {run_id, holding.held_run_id(run_id)}
-        for each in self.successor.materializations:
+        for each in self.materializations:
             others = [other for other in self.engine.runs_of(each) if other not in mine]
             if not any(held_run.is_alive(instance, other) for other in others):
                 self.engine.cancel(each)
@@ -251,7 +272,7 @@ class Run:
 
     # --- in the run -------------------------------------------------------------------------
 
-    def _wait_here(self, waiting: Waiting) -> None:
+    def _wait_here(self, waiting: Waiting, config: MaterializationConfig) -> None:
         interval = timedelta(seconds=self.engine.claude.poll_interval_seconds)
         left: Waiting | None = waiting
         while left is not None:
@@ -265,4 +286,4 @@ class Run:
                 f"next look in {pause.total_seconds():.0f} s."
             )
             time.sleep(max(0.01, pause.total_seconds()))
-            left = self.engine.advance(self.successor.materializations)
+            left = self._work(config)

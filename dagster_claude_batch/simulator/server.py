@@ -59,6 +59,11 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name of the base
         """Log nothing: the terminal belongs to whoever started the server."""
 
+    def date_time_string(self, timestamp: float | None = None) -> str:
+        """The simulator's time, by which its batches are dated too."""
+        now = self.server.simulator.now().timestamp()
+        return super().date_time_string(now if timestamp is None else timestamp)
+
     def _serve(self) -> None:
         body = self._body()
         reply = self._reply(body)

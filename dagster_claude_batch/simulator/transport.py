@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from email.utils import format_datetime
 from typing import TYPE_CHECKING
 
 import httpx2
@@ -43,4 +44,6 @@ class SimulatorTransport(httpx2.BaseTransport):
                 body=request.stream,
             ),
         )
-        return httpx2.Response(reply.status, headers=reply.headers, content=reply.body)
+        date = format_datetime(self.simulator.now(), usegmt=True)
+        headers = {**reply.headers, "date": date}
+        return httpx2.Response(reply.status, headers=headers, content=reply.body)

@@ -318,9 +318,8 @@ class Project:
     ) -> "RunOfTest":
         """Let a run do what it can do now."""
         run = RunOfTest(self, self.engine(run_id=run_id, collects_for=collects_for))
-        run.materializations = run.engine.attach(
-            partitions or ("tweets",), MaterializationConfig(**config)
-        )
+        run.asked = partitions or ("tweets",), MaterializationConfig(**config)
+        run.materializations = run.engine.attach(*run.asked)
         run.advance()
         return run
 
@@ -372,9 +371,17 @@ class RunOfTest:
     engine: Engine
     materializations: Sequence[Materialization] = ()
     waiting: Waiting | None = None
+    asked: tuple[Sequence[str | None], MaterializationConfig] | None = None
 
     def advance(self) -> Waiting | None:
+        """Advance, as `waiting.Run` does."""
         self.waiting = self.engine.advance(self.materializations)
+        while self.waiting is None and self.asked is not None:
+            more = self.engine.catch_up(*self.asked)
+            if not more:
+                break
+            self.materializations = [*self.materializations, *more]
+            self.waiting = self.engine.advance(self.materializations)
         return self.waiting
 
 

@@ -12,7 +12,7 @@ from dagster_claude_batch.ledger import MaterializationConfig
 Make = Callable[..., Project]
 CONFIG = MaterializationConfig()
 CREATE = "POST /v1/messages/batches"
-LONG_ENOUGH = timedelta(minutes=16)
+LONG_ENOUGH = timedelta(minutes=31)
 
 
 def _lost_and_hidden(project: Project, **config: bool) -> RunOfTest:

@@ -2,13 +2,13 @@
 
 import json
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import httpx2
 import pytest
 from kit import Project, WiredClaude
 
-from dagster_claude_batch.errors import NoCredentialsError
+from dagster_claude_batch.errors import ClockError, NoCredentialsError
 
 Make = Callable[..., Project]
 CREATE = "POST /v1/messages/batches"
@@ -87,3 +87,43 @@ def test_batches_that_nobody_can_collect_do_not_fill_the_window_for_ever(project
     made.start("reviews")
 
     assert made.wire.posts() == 2
+
+
+class _OfAnotherTime(WiredClaude):
+    minutes: float
+
+    def now(self) -> datetime:
+        return super().now() + timedelta(minutes=self.minutes)
+
+
+@pytest.mark.parametrize(("minutes", "said"), [(10, "10 minutes ahead"), (-25, "25 minutes behi")])
+def test_a_clock_that_is_wrong_is_an_error_before_anything_is_sent(
+    tweets: Project, minutes: float, said: str
+) -> None:
+    tweets.claude = _OfAnotherTime(path=tweets.claude.path, minutes=minutes)
+
+    with pytest.raises(ClockError, match=said):
+        tweets.start()
+
+    assert tweets.wire.posts() == 0
+    assert tweets.chunk_states() == {"dissolved": 1}
+
+
+@pytest.mark.parametrize("minutes", [-4, 4])
+def test_a_clock_that_is_a_little_wrong_pays_for_nothing_twice(
+    tweets: Project, minutes: float
+) -> None:
+    tweets.claude = _OfAnotherTime(path=tweets.claude.path, minutes=minutes)
+    tweets.wire.lose_answer(CREATE)
+
+    tweets.materialize()
+
+    assert tweets.wire.posts() == 1
+
+
+@pytest.mark.parametrize("date", ["", "yesterday", "Sun, 22 Nov 2026 12:00:00 -0000"])
+def test_an_answer_without_a_time_stops_nothing(tweets: Project, date: str) -> None:
+    answer = tweets.claude.client.models.retrieve("claude-haiku-5-5").model_dump(mode="json")
+    tweets.wire.answer(MODEL, 200, answer, date=date)
+
+    assert len(tweets.materialize().rows) == 10

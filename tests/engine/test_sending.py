@@ -357,3 +357,39 @@ def test_an_error_after_something_was_sent_still_knows_that_it_is_out(project: M
     assert engine.may_be_out(materializations)
     made.path.rename(made.path.with_suffix(".moved"))
     assert engine.may_be_out(materializations)
+
+
+@pytest.mark.parametrize("minutes", [14, 19, 60])
+def test_a_batch_that_is_created_late_in_a_long_call_is_found(
+    tweets: Project, minutes: float
+) -> None:
+    def late(request: httpx2.Request) -> httpx2.Response:
+        tweets.claude.simulator.advance(timedelta(minutes=minutes))
+        tweets.wire.transport.handle_request(request).read()
+        raise httpx2.ReadTimeout("the answer was lost", request=request)
+
+    tweets.wire.faults.append((CREATE, late))
+
+    tweets.materialize()
+
+    assert tweets.wire.posts() == 1
+    assert len(tweets.answers()) == 10
+
+
+def test_whose_call_nobody_saw_to_end_is_looked_for_as_long_as_a_call_can_take(
+    tweets: Project,
+) -> None:
+    """The API may be silent for as long again as the upload may take."""
+
+    def late(request: httpx2.Request) -> httpx2.Response:
+        tweets.claude.simulator.advance(timedelta(minutes=19))
+        tweets.wire.transport.handle_request(request).read()
+        raise KeyboardInterrupt
+
+    tweets.wire.faults.append((CREATE, late))
+    with pytest.raises(KeyboardInterrupt):
+        tweets.start()
+
+    tweets.materialize()
+
+    assert tweets.wire.posts() == 1

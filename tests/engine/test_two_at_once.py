@@ -468,3 +468,119 @@ def test_rows_that_another_run_answers_are_not_asked_again(project: Make) -> Non
     _to_its_end(reviews)
 
     _check(made, rows=6)
+
+
+# --- a launch that joins what was planned before it ---------------------------------------------
+
+
+def _to_the_end(run: RunOfTest) -> None:
+    while run.waiting is not None:
+        run.project.end_batches()
+        run.advance()
+
+
+def _new_row(project: Project, key: str) -> None:
+    project.sql(f"INSERT INTO texts VALUES ('tweets', '{key}', 'Come since')")
+
+
+def test_what_had_come_before_a_launch_is_asked_when_what_it_joined_is_done(
+    tweets: Project,
+) -> None:
+    tweets.start()
+    _new_row(tweets, "new")
+    tweets.change("t0", "Changed since")
+    second = tweets.start()
+    assert tweets.wire.posts() == 1
+
+    _to_the_end(second)
+
+    assert tweets.sent(since=1).batches == [["t0", "new"]]
+    assert "new" in tweets.answers()
+
+
+def test_a_launch_that_joins_asks_nothing_more_if_nothing_has_come(tweets: Project) -> None:
+    runs = [tweets.start() for _ in range(3)]
+
+    for run in runs:
+        _to_the_end(run)
+
+    assert tweets.wire.posts() == 1
+    assert tweets.sql("SELECT DISTINCT state FROM claude_batch.materializations") == [("done",)]
+
+
+def test_a_refresh_that_joins_a_plain_materialization_is_made_after_it(tweets: Project) -> None:
+    tweets.start()
+    second = tweets.start(refresh=True)
+
+    _to_the_end(second)
+
+    assert len(tweets.sent().rows) == 20
+
+
+def test_launches_that_join_a_refresh_are_not_one_more(tweets: Project) -> None:
+    runs = [tweets.start(refresh=True) for _ in range(3)]
+
+    for run in runs:
+        _to_the_end(run)
+
+    assert len(tweets.sent().rows) == 10
+
+
+def test_what_has_failed_after_a_launch_had_joined_is_not_asked_again(tweets: Project) -> None:
+    tweets.script.ends_with("t3", "expired")
+    first, second = tweets.start(), tweets.start()
+    _to_the_end(first)
+    asked = tweets.sent().rows.count("t3")
+
+    _to_the_end(second)
+
+    assert tweets.sent().rows.count("t3") == asked > 1
+
+
+def test_of_one_launch_only_one_run_catches_up(tweets: Project) -> None:
+    tweets.start()
+    launched = tweets.start(refresh=True)
+    launched.engine.attach_run("held", launched.materializations)
+    held = tweets.start(run_id="held", refresh=True)
+
+    _to_the_end(launched)
+    _to_the_end(held)
+
+    assert len(tweets.sent().rows) == 20
+
+
+def test_the_run_that_takes_the_place_of_a_launch_catches_up_for_it(tweets: Project) -> None:
+    tweets.start()
+    _new_row(tweets, "new")
+    launched = tweets.start(run_id="launched")
+    held = tweets.start(run_id="another try", collects_for="launched")
+    assert [each.state for each in launched.materializations] == ["open"]
+
+    _to_the_end(held)
+
+    assert tweets.sent(since=1).batches == [["new"]]
+
+
+def test_two_launches_that_joined_the_same_catch_up_in_one_batch(tweets: Project) -> None:
+    tweets.start()
+    _new_row(tweets, "new")
+    second, third = tweets.start(), tweets.start()
+    tweets.end_batches()
+    second.advance()
+    third.advance()
+
+    _to_the_end(third)
+    _to_the_end(second)
+
+    assert tweets.sent(since=1).batches == [["new"]]
+
+
+def test_nothing_is_caught_up_with_on_behalf_of_what_was_cancelled(tweets: Project) -> None:
+    first = tweets.start()
+    _new_row(tweets, "new")
+    second = tweets.start()
+    first.engine.cancel(first.materializations[0])
+
+    _to_the_end(second)
+
+    assert tweets.wire.posts() == 1

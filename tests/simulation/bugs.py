@@ -104,6 +104,14 @@ BUGS: Final = (
         120,
     ),
     Bug(
+        "a launch is done with what it has joined",
+        "g",
+        "planning",
+        "    behind = [part for part in slices if part.key in keys]\n",
+        "    behind = [part for part in slices if part.key in keys and not joined]\n",
+        60,
+    ),
+    Bug(
         "a failure does not leave when its row is answered",
         "d",
         "landing",

@@ -1,5 +1,6 @@
 """What must hold at each create call, when it arrives: nobody pays twice for one answer."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -138,13 +139,33 @@ def check_done(
     )
     if state != "done" or additions is None:
         return problems
+    return problems + _unknown(world, materialization.partitions, additions)
+
+
+def check_launch(
+    world: "World",
+    materializations: Sequence[Materialization],
+    partitions: Sequence[str],
+    additions: int,
+) -> list[Violation]:
+    """What is wrong with a green light for a launch when so many rows had come to the source."""
+    states = world.sql(
+        "SELECT DISTINCT state FROM claude_batch.materializations "
+        "WHERE list_contains($ids, materialization_id)",
+        ids=[each.materialization_id for each in materializations],
+    )
+    return _unknown(world, partitions, additions) if states == [("done",)] else []
+
+
+def _unknown(world: "World", partitions: Sequence[str | None], additions: int) -> list[Violation]:
+    """Rows that neither table has, although they had come by then."""
     without = world.sql(
         "SELECT id FROM texts WHERE list_contains($partitions, corpus) "
         "AND id NOT IN (SELECT id FROM main.sentiment) "
         "AND id NOT IN (SELECT id FROM main.sentiment_failures) ORDER BY id",
-        partitions=list(materialization.partitions),
+        partitions=list(partitions),
     )
-    return problems + [
+    return [
         Violation("g", f"a run is done, and nobody knows what has become of {key}")
         for (key,) in without
         if world.added.get(key, 0) <= additions

@@ -20,7 +20,7 @@ from dagster_claude_batch.ledger import Materialization, MaterializationConfig
 from dagster_claude_batch.results import ResultsUnavailableError
 from dagster_claude_batch.workbench import Waiting
 from simulation.baton import Interrupted, Runner
-from simulation.oracle import Violation, check_done
+from simulation.oracle import Violation, check_done, check_launch
 from simulation.world import PARTITIONS, World
 
 EXPECTED_ENDS: Final = (
@@ -73,6 +73,7 @@ class Runs:
     abandoned: list[str] = field(default_factory=list)
     crashed: list[Process] = field(default_factory=list)
     begun: dict[str, int] = field(default_factory=dict)
+    launched: dict[str, int] = field(default_factory=dict)
     is_calm: bool = False
     runs: int = 0
     _current: Process | None = None
@@ -132,6 +133,7 @@ class Runs:
         """What a run does, as `waiting.Run`: attach, advance, and leave a held run."""
         engine = self.world.engine(run_id, runner.pause, retry_of=retry_of)
         additions = self.world.additions
+        launched = self.launched.setdefault(_launch_of(run_id), additions)
         materializations = engine.attach(partitions, config, is_given_up=self._was_given_up)
         self._note_begun(run_id, materializations, additions)
         held = Held(_next_id(run_id), partitions, config, maker=runner)
@@ -143,7 +145,7 @@ class Runs:
 
         engine.before_sending = hold
         try:
-            waiting = engine.advance(materializations)
+            waiting = self._advance(engine, materializations, partitions, config)
         except Interrupted:
             self._give_up(engine, materializations, {run_id, held.run_id})
             if held in self.held:
@@ -157,10 +159,29 @@ class Runs:
         if waiting is None:
             if held in self.held:
                 self.held.remove(held)
-            self._check_done(materializations)
+            self._check_done(materializations, partitions, launched)
         else:
             hold()
             held.waiting = waiting
+
+    def _advance(
+        self,
+        engine: Engine,
+        materializations: list[Materialization],
+        partitions: tuple[str, ...],
+        config: MaterializationConfig,
+    ) -> Waiting | None:
+        """Advance, and catch up with what was not asked by what the run had joined."""
+        waiting = engine.advance(materializations)
+        while waiting is None:
+            additions = self.world.additions
+            more = engine.catch_up(partitions, config, is_given_up=self._was_given_up)
+            if not more:
+                break
+            self._note_begun(engine.run.run_id, more, additions)
+            materializations += more
+            waiting = engine.advance(materializations)
+        return waiting
 
     def _give_up(
         self, engine: Engine, materializations: Sequence[Materialization], mine: set[str]
@@ -195,10 +216,16 @@ class Runs:
             if runs == [(run_id,)]:
                 self.begun.setdefault(each.materialization_id, additions)
 
-    def _check_done(self, materializations: Sequence[Materialization]) -> None:
+    def _check_done(
+        self,
+        materializations: Sequence[Materialization],
+        partitions: tuple[str, ...],
+        launched: int,
+    ) -> None:
         """A run that ends says of each of its rows what has become of it."""
         for each in materializations:
             self.violations += check_done(self.world, each, self.begun.get(each.materialization_id))
+        self.violations += check_launch(self.world, materializations, partitions, launched)
 
     def _wake(self, held: Held) -> None:
         self.held.remove(held)
@@ -219,6 +246,11 @@ class Runs:
         process = Process(Runner(name, body), name)
         self.live.append(process)
         self._current = process
+
+
+def _launch_of(run_id: str) -> str:
+    """The run that was launched, of all that were held for it."""
+    return run_id.partition(".")[0]
 
 
 def _next_id(run_id: str) -> str:
