@@ -66,13 +66,18 @@ Verdict: TypeAlias = Found | NotFound | Unsettled
 def settled_at(claude: ClaudeBatchResource, chunk: Chunk) -> datetime:
     """From when on a batch of this sending that is not in `list` does not exist.
 
-    Whose call nobody has seen to end, for its process was killed, took as long as a call can: as
-    long as an upload may, and then as long as the API may be silent.
+    A call that has broken off may still have its effect for as long as it could have lasted by
+    itself. One that nobody has seen to end, for its process was killed, took as long as a call
+    can: as long as an upload may, and then as long as the API may be silent.
     """
     if chunk.sending_at is None:
         raise LostChunkError(chunk.chunk_id, expected="sending")
-    longest = 2 * timedelta(seconds=claude.timeout_seconds)
-    return (chunk.doubted_at or chunk.sending_at + longest) + SETTLING + CLOCK_SKEW
+    timeout = timedelta(seconds=claude.timeout_seconds)
+    if chunk.doubted_at is None:
+        over = chunk.sending_at + 2 * timeout
+    else:
+        over = max(chunk.doubted_at, chunk.sending_at + timeout)
+    return over + SETTLING + CLOCK_SKEW
 
 
 def reconcile(

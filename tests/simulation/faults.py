@@ -33,7 +33,8 @@ class Fault:
     """What happens to an exchange.
 
     ``arrives``: whether the call has its effect now; ``delay``: it has it so many seconds later.
-    Then an error is raised, an error status is answered, or the true answer, perhaps damaged.
+    Then an error is raised, an error status or garbage is answered, or the true answer, perhaps
+    damaged.
     """
 
     kind: str
@@ -42,6 +43,7 @@ class Fault:
     error: type[httpx2.TransportError] | None = None
     refusal: Refusal | None = None
     twice: bool = False
+    garbage: bytes | None = None
     damage: "Damage | None" = None
     crash: bool = False
     is_stray: bool = False
@@ -192,6 +194,8 @@ def _draw(random: Random, call: str, *, max_delay: float, strays: bool) -> Fault
         makers.append(lambda: Fault("duplicate delivery", twice=True))
     if call == "results":
         makers += [lambda: _damaged(random)] * 4
+    else:
+        makers.append(lambda: _garbage(random))
     return random.choice(makers)()
 
 
@@ -223,6 +227,15 @@ def _astray(random: Random) -> Fault:
         return Fault("create delivered twice", twice=True, error=error)
     delay = random.uniform(0.5, 10) * 3_600
     return Fault("create long delayed", arrives=False, delay=delay, error=error, is_stray=True)
+
+
+_GARBAGE: Final = (b"", b"{}", b"null", b"[]", b'{"id": 5}', b"<html>Sign in</html>", b'{"data": [')
+
+
+def _garbage(random: Random) -> Fault:
+    """Something on the way has swallowed the answer, and says what it likes."""
+    garbage = random.choice(_GARBAGE)
+    return Fault(f"answered with garbage ({garbage.decode()})", garbage=garbage)
 
 
 def _refused(random: Random, call: str) -> Fault:

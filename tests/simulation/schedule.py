@@ -179,12 +179,15 @@ class Schedule(Outside):
         return max(0.0, left - 2)
 
     def _note_sending(self, process: Process) -> None:
-        """From its intent on a POST must arrive in time; the clock is bound to that."""
+        """From its intent on a POST must arrive in time; the clock is bound to that.
+
+        An upload may take its time, and then the API may be silent for as long.
+        """
         at = process.runner.at
         if at is None or process.runner.is_over:
             return
         if at.moment == "commit" and at.site.startswith(_INTENTS):
-            bound = timedelta(seconds=TIMEOUT_SECONDS - 5)
+            bound = timedelta(seconds=2 * TIMEOUT_SECONDS - 5)
             process.sending_until = self.world.clock.now() + bound
         elif at.moment == "sleep" or (at.call, at.moment) in _SENT:
             process.sending_until = None
