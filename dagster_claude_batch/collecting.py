@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
 
-import anthropic
 from anthropic.types.messages import MessageBatch
 
 from dagster_claude_batch import chunks
@@ -25,7 +24,7 @@ from dagster_claude_batch.ledger import Materialization
 from dagster_claude_batch.matching import ours_is_ours
 from dagster_claude_batch.outcomes import NOT_SENT, RESULTS_EXPIRED
 from dagster_claude_batch.outstanding import answered_by_copy, batches_before
-from dagster_claude_batch.resource import RESULTS_LAST
+from dagster_claude_batch.resource import RESULTS_LAST, UNANSWERED
 from dagster_claude_batch.results import fetch
 from dagster_claude_batch.workbench import Findings, Outstanding, Workbench, asset_of
 
@@ -68,7 +67,7 @@ class Collector:
         """Ask for the end of a batch; one that has ended, or is gone, needs none."""
         try:
             self.bench.claude.cancel(str(chunk.batch_id), timeout_seconds=_CANCEL_SECONDS)
-        except anthropic.APIError as error:
+        except UNANSWERED as error:
             self.bench.log.info(
                 "Batch %s was not cancelled (%s).", chunk.batch_id, type(error).__name__
             )
