@@ -57,10 +57,8 @@ class Collector:
             batch = batches.get(str(chunk.batch_id))
             if batch is None:
                 self._miss(each, chunk, batches, findings)
-            elif batch.processing_status == "ended":
-                self._collect(each, chunk, batch, findings)
-            elif batch.processing_status == "in_progress" and each.is_unwanted(chunk):
-                self.cancel(chunk)
+            else:
+                self._proceed(each, chunk, batch, findings)
         return findings
 
     def cancel(self, chunk: Chunk) -> None:
@@ -73,6 +71,15 @@ class Collector:
             )
         else:
             self.bench.log.info("Asked for the end of batch %s.", chunk.batch_id)
+
+    def _proceed(
+        self, outstanding: Outstanding, chunk: Chunk, batch: MessageBatch, findings: Findings
+    ) -> None:
+        """Do with a batch what its status calls for."""
+        if batch.processing_status == "ended":
+            self._collect(outstanding, chunk, batch, findings)
+        elif batch.processing_status == "in_progress" and outstanding.is_unwanted(chunk):
+            self.cancel(chunk)
 
     def _collect(
         self, outstanding: Outstanding, chunk: Chunk, batch: MessageBatch, findings: Findings
@@ -134,15 +141,28 @@ class Collector:
         """
         now = self.bench.claude.now()
         age = now - chunk.submitted_at if chunk.submitted_at else timedelta()
-        if age > RESULTS_LAST or (age > UNSEEN and self._sees_older(chunk, batches, findings)):
+        if age > RESULTS_LAST:
             self._land(outstanding, _gone(chunk, None), findings)
+        elif age > UNSEEN and self._sees_older(chunk, batches, findings):
+            self._ask_for(outstanding, chunk, findings)
+        else:
+            self.bench.log.warning(
+                "The API does not show batch %s: it was deleted, or these credentials belong to "
+                "another workspace than the one that sent it. Waiting.",
+                chunk.batch_id,
+            )
+            findings.wait_until(now + UNSEEN)
+
+    def _ask_for(self, outstanding: Outstanding, chunk: Chunk, findings: Findings) -> None:
+        """Ask for a batch by its id, for a list may lack it, before it is given up."""
+        claude, batch_id = self.bench.claude, str(chunk.batch_id)
+        shown = self.bench.asking(findings, lambda: claude.look([batch_id]))
+        if shown is None:
             return
-        self.bench.log.warning(
-            "The API does not show batch %s: it was deleted, or these credentials belong to "
-            "another workspace than the one that sent it. Waiting.",
-            chunk.batch_id,
-        )
-        findings.wait_until(now + UNSEEN)
+        if batch_id in shown:
+            self._proceed(outstanding, chunk, shown[batch_id], findings)
+        else:
+            self._land(outstanding, _gone(chunk, None), findings)
 
     def _sees_older(self, chunk: Chunk, batches: Batches, findings: Findings) -> bool:
         """Whether the API shows any batch that was sent before this one, with its credentials."""

@@ -148,6 +148,29 @@ def test_a_batch_that_somebody_deleted_is_given_up_where_others_can_be_seen(
     assert len(made.answers()) == 10
 
 
+@pytest.mark.parametrize("ended", [True, False], ids=["ended", "still running"])
+def test_a_batch_that_only_the_list_lacks_is_neither_given_up_nor_asked_again(
+    project: Make, *, ended: bool
+) -> None:
+    made = project(chunk_size=1)
+    made.load([("tweets", f"t{n}", "x") for n in range(6)])  # so many are listed
+    run = made.start()
+    hidden = made.claude.simulator.batches()[3].id
+    made.claude.simulator.advance(timedelta(minutes=61))
+    made.wire.hidden = {hidden}
+    if ended:
+        made.end_batches()
+
+    waiting = run.advance()
+
+    assert (waiting is None) == ended
+    assert (made.failures(), made.wire.posts()) == ([], 6)
+    made.end_batches()
+    made.wire.hidden.clear()
+    assert run.advance() is None
+    assert len(made.answers()) == 6
+
+
 def test_batches_of_another_workspace_are_waited_for(tweets: Project) -> None:
     run = tweets.start()
     ours = tweets.claude

@@ -38,6 +38,7 @@ NOT_THE_ENGINE: Final = {
     "resource": "the verbs themselves",
     "warehouse": "the definition of `transact`",
     "collecting.Collector._sees_older:list": "only reads, and is asked again at the next look",
+    "collecting.Collector._ask_for:look": "only reads, and is asked again at the next look",
     "results._is_gone:retrieve": "only reads, and is asked again at the next look",
     "collecting.Collector._is_not_ours:transact": "no world has strangers: tests/engine/test_doubt",
     "reconciling.record:transact#3": "needs an answer hours late: tests/engine/test_doubt",
