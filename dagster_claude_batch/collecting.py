@@ -15,6 +15,7 @@ from dagster_claude_batch.chunks import Chunk
 from dagster_claude_batch.doubt import UNREADABLE, UNSEEN, proof
 from dagster_claude_batch.errors import (
     NO_ROOM,
+    CredentialsRefusedError,
     LostChunkError,
     NoTemporarySpaceError,
     ResultsUnavailableError,
@@ -43,7 +44,11 @@ class Collector:
     bench: Workbench
 
     def collect(self, work: Sequence[Outstanding]) -> Findings:
-        """Land all that has ended, and cancel what nobody wants any more."""
+        """Land all that has ended, and cancel what nobody wants any more.
+
+        Raises:
+            CredentialsRefusedError: The results of a batch are refused; all others have landed.
+        """
         findings = Findings(moved=self._expire_unsent(work))
         out = [(each, chunk) for each in work for chunk in each.in_state("submitted")]
         if not out:
@@ -53,12 +58,18 @@ class Collector:
         )
         if batches is None:
             return findings
+        refused: list[CredentialsRefusedError] = []
         for each, chunk in out:
             batch = batches.get(str(chunk.batch_id))
-            if batch is None:
-                self._miss(each, chunk, batches, findings)
-            else:
-                self._proceed(each, chunk, batch, findings)
+            try:
+                if batch is None:
+                    self._miss(each, chunk, batches, findings)
+                else:
+                    self._proceed(each, chunk, batch, findings)
+            except CredentialsRefusedError as error:
+                refused.append(error)
+        if refused:
+            raise refused[0]
         return findings
 
     def cancel(self, chunk: Chunk) -> None:

@@ -108,6 +108,45 @@ def test_credentials_that_are_refused_while_something_is_out_lose_nothing(
     assert len(tweets.answers()) == 10
 
 
+@pytest.mark.parametrize("status", [400, 403, 410])
+def test_results_that_are_refused_keep_no_other_batch_from_landing(
+    project: Make, status: int
+) -> None:
+    made = project(chunk_size=5)
+    made.load([("tweets", f"t{n}", "x") for n in range(10)])
+    run = made.start()
+    made.end_batches()
+    first, _ = made.claude.simulator.batches()
+    results = f"GET /v1/messages/batches/{first.id}/results"
+    made.wire.answer(results, status, {"type": "error", "error": {"type": "x", "message": "no"}})
+
+    with pytest.raises(CredentialsRefusedError, match="29 days"):
+        run.advance()
+
+    assert made.chunk_states() == {"submitted": 1, "landed": 1}
+    assert len(made.answers()) == 5
+    assert made.materialize().rows == []
+    assert len(made.answers()) == 10
+
+
+def test_refused_results_of_one_materialization_keep_no_other_from_being_settled(
+    project: Make,
+) -> None:
+    made = project()
+    made.load([(corpus, corpus, "x") for corpus in ("tweets", "reviews")])
+    runs = [made.start("tweets"), made.start("reviews")]
+    for run in runs:
+        run.engine.cancel(run.materializations[0])
+    made.end_batches()
+    first, _ = made.claude.simulator.batches()
+    made.wire.answer(f"GET /v1/messages/batches/{first.id}/results", 403, {})
+
+    with pytest.raises(CredentialsRefusedError):
+        made.engine().settle([], is_alive=lambda _: False)
+
+    assert made.chunk_states() == {"submitted": 1, "landed": 1}
+
+
 def test_credentials_that_are_refused_at_first_send_nothing(tweets: Project) -> None:
     refusal = {"type": "error", "error": {"type": "authentication_error", "message": "no key"}}
     tweets.wire.answer("GET /v1/models/claude-haiku-5-5", 401, refusal)
