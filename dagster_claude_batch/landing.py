@@ -15,6 +15,7 @@ from dagster_claude_batch.departed import move_to_departed
 from dagster_claude_batch.identifiers import quote_identifier
 from dagster_claude_batch.ledger import LedgerAsset, Materialization
 from dagster_claude_batch.matching import our_columns, ours_is_ours
+from dagster_claude_batch.one_line import one_line
 from dagster_claude_batch.outcomes import MISSING, Absent, is_halt_of_row, is_retryable
 from dagster_claude_batch.plan import Plan
 from dagster_claude_batch.results import STAGED
@@ -202,7 +203,7 @@ def _uncount_halted(connection: Connection, materialization: Materialization) ->
             {"kind": kind, "message": message},
         )
     if halts:
-        ledger.note_halt(connection, materialization.materialization_id, halts[0][1])
+        ledger.note_halt(connection, materialization.materialization_id, one_line(halts[0][1]))
 
 
 def _keep_only_what_helps(plan: Plan, declaration: Declaration, chunk: Chunk) -> None:
