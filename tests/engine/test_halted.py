@@ -10,6 +10,8 @@ from kit import Project
 from dagster_claude_batch.errors import AccountHaltedError, CredentialsRefusedError
 
 Make = Callable[..., Project]
+CREATE = "POST /v1/messages/batches"
+RESULTS = "GET /v1/messages/batches/…/results"
 NOT_FOUND = {"type": "error", "error": {"type": "not_found_error", "message": "no such batch"}}
 
 
@@ -28,6 +30,41 @@ def test_rows_refused_for_the_account_count_no_attempt_and_the_run_says_so(
         ("t3", "invalid_request_error", True, 0, True)
     ]
     assert tweets.wire.posts() == 1
+
+
+def test_what_rows_say_of_the_account_stays_on_one_line(tweets: Project) -> None:
+    tweets.script.ends_with("t3", "halted", None)
+    run = tweets.start()
+    tweets.end_batches()
+    said = b"credit balance is too low"
+    tweets.wire.change_answer(
+        RESULTS, lambda body: body.replace(said, said + rb"\nERROR all is well \u001b[31m")
+    )
+
+    with pytest.raises(AccountHaltedError, match="ERROR all is well") as caught:
+        run.advance()
+
+    assert str(caught.value).isprintable()
+
+
+def test_an_account_that_is_halted_is_told_of_when_all_that_is_out_has_been_collected(
+    tweets: Project,
+) -> None:
+    tweets.sql("INSERT INTO texts VALUES ('reviews', 'r1', 'x')")
+    tweets.start("tweets")
+    refusal = {"type": "error", "error": {"type": "billing_error", "message": "no credit"}}
+    for _ in range(2):
+        tweets.wire.answer(CREATE, 402, refusal)
+
+    run = tweets.start("tweets", "reviews")
+
+    assert run.waiting is not None
+    assert len(run.waiting.batch_ids) == 1
+    tweets.end_batches()
+    with pytest.raises(AccountHaltedError, match="no credit 1 rows were not sent"):
+        run.advance()
+    assert len(tweets.answers()) == 10
+    assert tweets.wire.posts() == 3
 
 
 def test_nothing_more_is_sent_until_somebody_launches_again(project: Make) -> None:
