@@ -9,7 +9,8 @@ from typing import Any, Final
 import dagster as dg
 
 from dagster_claude_batch.declaration import Declaration
-from dagster_claude_batch.report import PartitionReport
+from dagster_claude_batch.held_run import counted
+from dagster_claude_batch.report import PartitionReport, Usage
 from dagster_claude_batch.tables import DESCRIPTIONS
 
 EVERY_ROW_ANSWERED: Final = "every_row_answered"
@@ -252,10 +253,18 @@ def metadata_of(declaration: Declaration, report: PartitionReport) -> Metadata:
         metadata["cost_usd"] = float(usage.cost_usd)
         metadata["cost_usd_standard_price"] = float(usage.cost_usd * _STANDARD_TO_BATCH)
     else:
-        metadata["cost_usd"] = "unknown: no batch price is known for this model"
+        metadata["cost_usd"] = _why_unknown(usage)
     if report.preview:
         metadata["preview"] = _preview(report.preview)
     return metadata
+
+
+def _why_unknown(usage: Usage) -> str:
+    """Why nobody can say what was paid."""
+    if not usage.untold:
+        return "unknown: no batch price is known for this model"
+    requests = counted(usage.untold, "request", "requests")
+    return f"unknown: no result that could be read says what {requests} cost"
 
 
 _STANDARD_TO_BATCH: Final = Decimal(2)

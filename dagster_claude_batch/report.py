@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
+from dagster_claude_batch.cost import sum_if_known
 from dagster_claude_batch.declaration import Declaration
 from dagster_claude_batch.identifiers import quote_identifier
 from dagster_claude_batch.ledger import LedgerAsset, Materialization
@@ -17,13 +18,18 @@ _PREVIEW_CHARACTERS = 200
 
 @dataclass(frozen=True)
 class Usage:
-    """What this materialization's requests for a partition came to; cost None if unknown."""
+    """What this materialization's requests for a partition came to; cost None if unknown.
+
+    That is if the model has no price, or if ``untold`` requests may have been billed whose results
+    nobody has seen.
+    """
 
     input_tokens: int = 0
     output_tokens: int = 0
     cache_read_tokens: int = 0
     cache_write_tokens: int = 0
     cost_usd: Decimal | None = Decimal(0)
+    untold: int = 0
 
 
 @dataclass(frozen=True)
@@ -120,13 +126,14 @@ def _sent(
         "SELECT count(*), count(*) FILTER (q._attempt > 1), "
         "coalesce(sum(q._input_tokens), 0), coalesce(sum(q._output_tokens), 0), "
         "coalesce(sum(q._cache_read_tokens), 0), coalesce(sum(q._cache_write_tokens), 0), "
-        "CASE WHEN count(*) FILTER (q._cost_usd IS NULL AND q._outcome <> 'missing') = 0 "
-        "THEN coalesce(sum(q._cost_usd), 0) END "
+        f"CASE WHEN count(*) = 0 THEN 0 ELSE {sum_if_known('q._cost_usd')} END, "
+        "count(*) FILTER (q._cost_usd IS NULL AND q._input_tokens + q._output_tokens "
+        "+ q._cache_read_tokens + q._cache_write_tokens = 0) "
         + _REQUESTS_HERE.format(requests=registered.requests.sql),
         {"ids": list(ids), "partition": partition},
     )
     counts = [int(value) for value in found[:6]]
-    return (*counts, found[6])
+    return (*counts, *found[6:])
 
 
 def _batches(
