@@ -32,7 +32,7 @@ VERBS: Final = frozenset(
 
 NOT_THE_ENGINE: Final = {
     "sensor": "has no ledger and pays for nothing; what it reads is asked again at its next tick",
-    "waiting.Run.reports:transact": "only reads, after everything has landed",
+    "report": "only reads, after everything has landed",
     "advance.Engine.partitions_of_run:transact": "only reads, before anything else is done",
     "advance.Engine.rehearse:transact": "is rolled back, and pays for nothing",
     "resource": "the verbs themselves",
