@@ -11,7 +11,11 @@ from dagster_claude_batch.chunks import OUT
 from dagster_claude_batch.collecting import Collector
 from dagster_claude_batch.due import count_unanswered
 from dagster_claude_batch.ending import end
-from dagster_claude_batch.errors import AccountHaltedError, ClaudeBatchError
+from dagster_claude_batch.errors import (
+    AccountHaltedError,
+    ClaudeBatchError,
+    CredentialsRefusedError,
+)
 from dagster_claude_batch.ledger import Materialization, MaterializationConfig
 from dagster_claude_batch.outstanding import chunks_of
 from dagster_claude_batch.planning import attach, catch_up, plan_retries
@@ -236,8 +240,9 @@ class Engine(Workbench):
 
         Raises:
             LedgerLostError: The database is not there, although these runs had worked on it.
+            CredentialsRefusedError: Some of it was refused; all else is settled.
         """
-        left = 0
+        left, refused = 0, list[CredentialsRefusedError]()
         if abandoned_runs:
             self.warehouse.require_file()
         if not self._has_ledger():
@@ -248,7 +253,12 @@ class Engine(Workbench):
                 continue
             if each.state == "open" and not set(runs).isdisjoint(abandoned_runs):
                 self.close(each)
-            left += self._settle(each)
+            try:
+                left += self._settle(each)
+            except CredentialsRefusedError as error:
+                refused.append(error)
+        if refused:
+            raise refused[0]
         return left
 
     def _settle(self, materialization: Materialization) -> int:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
 
-import anthropic
 from anthropic.types.messages import MessageBatch
 
 from dagster_claude_batch import chunks
@@ -16,6 +15,7 @@ from dagster_claude_batch.chunks import Chunk
 from dagster_claude_batch.doubt import UNREADABLE, UNSEEN, proof
 from dagster_claude_batch.errors import (
     NO_ROOM,
+    CredentialsRefusedError,
     LostChunkError,
     NoTemporarySpaceError,
     ResultsUnavailableError,
@@ -25,7 +25,7 @@ from dagster_claude_batch.ledger import Materialization
 from dagster_claude_batch.matching import ours_is_ours
 from dagster_claude_batch.outcomes import NOT_SENT, RESULTS_EXPIRED
 from dagster_claude_batch.outstanding import answered_by_copy, batches_before
-from dagster_claude_batch.resource import RESULTS_LAST
+from dagster_claude_batch.resource import RESULTS_LAST, UNANSWERED
 from dagster_claude_batch.results import fetch
 from dagster_claude_batch.workbench import Findings, Outstanding, Workbench, asset_of
 
@@ -44,7 +44,11 @@ class Collector:
     bench: Workbench
 
     def collect(self, work: Sequence[Outstanding]) -> Findings:
-        """Land all that has ended, and cancel what nobody wants any more."""
+        """Land all that has ended, and cancel what nobody wants any more.
+
+        Raises:
+            CredentialsRefusedError: The results of a batch are refused; all others have landed.
+        """
         findings = Findings(moved=self._expire_unsent(work))
         out = [(each, chunk) for each in work for chunk in each.in_state("submitted")]
         if not out:
@@ -54,26 +58,39 @@ class Collector:
         )
         if batches is None:
             return findings
+        refused: list[CredentialsRefusedError] = []
         for each, chunk in out:
             batch = batches.get(str(chunk.batch_id))
-            if batch is None:
-                self._miss(each, chunk, batches, findings)
-            elif batch.processing_status == "ended":
-                self._collect(each, chunk, batch, findings)
-            elif batch.processing_status == "in_progress" and each.is_unwanted(chunk):
-                self.cancel(chunk)
+            try:
+                if batch is None:
+                    self._miss(each, chunk, batches, findings)
+                else:
+                    self._proceed(each, chunk, batch, findings)
+            except CredentialsRefusedError as error:
+                refused.append(error)
+        if refused:
+            raise refused[0]
         return findings
 
     def cancel(self, chunk: Chunk) -> None:
         """Ask for the end of a batch; one that has ended, or is gone, needs none."""
         try:
             self.bench.claude.cancel(str(chunk.batch_id), timeout_seconds=_CANCEL_SECONDS)
-        except anthropic.APIError as error:
+        except UNANSWERED as error:
             self.bench.log.info(
                 "Batch %s was not cancelled (%s).", chunk.batch_id, type(error).__name__
             )
         else:
             self.bench.log.info("Asked for the end of batch %s.", chunk.batch_id)
+
+    def _proceed(
+        self, outstanding: Outstanding, chunk: Chunk, batch: MessageBatch, findings: Findings
+    ) -> None:
+        """Do with a batch what its status calls for."""
+        if batch.processing_status == "ended":
+            self._collect(outstanding, chunk, batch, findings)
+        elif batch.processing_status == "in_progress" and outstanding.is_unwanted(chunk):
+            self.cancel(chunk)
 
     def _collect(
         self, outstanding: Outstanding, chunk: Chunk, batch: MessageBatch, findings: Findings
@@ -135,15 +152,28 @@ class Collector:
         """
         now = self.bench.claude.now()
         age = now - chunk.submitted_at if chunk.submitted_at else timedelta()
-        if age > RESULTS_LAST or (age > UNSEEN and self._sees_older(chunk, batches, findings)):
+        if age > RESULTS_LAST:
             self._land(outstanding, _gone(chunk, None), findings)
+        elif age > UNSEEN and self._sees_older(chunk, batches, findings):
+            self._ask_for(outstanding, chunk, findings)
+        else:
+            self.bench.log.warning(
+                "The API does not show batch %s: it was deleted, or these credentials belong to "
+                "another workspace than the one that sent it. Waiting.",
+                chunk.batch_id,
+            )
+            findings.wait_until(now + UNSEEN)
+
+    def _ask_for(self, outstanding: Outstanding, chunk: Chunk, findings: Findings) -> None:
+        """Ask for a batch by its id, for a list may lack it, before it is given up."""
+        claude, batch_id = self.bench.claude, str(chunk.batch_id)
+        shown = self.bench.asking(findings, lambda: claude.look([batch_id]))
+        if shown is None:
             return
-        self.bench.log.warning(
-            "The API does not show batch %s: it was deleted, or these credentials belong to "
-            "another workspace than the one that sent it. Waiting.",
-            chunk.batch_id,
-        )
-        findings.wait_until(now + UNSEEN)
+        if batch_id in shown:
+            self._proceed(outstanding, chunk, shown[batch_id], findings)
+        else:
+            self._land(outstanding, _gone(chunk, None), findings)
 
     def _sees_older(self, chunk: Chunk, batches: Batches, findings: Findings) -> bool:
         """Whether the API shows any batch that was sent before this one, with its credentials."""

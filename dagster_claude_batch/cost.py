@@ -133,6 +133,11 @@ def standard_prices(model: str, *, at: datetime | None = None) -> Prices | None:
     return None if price is None else _prices(price)
 
 
+def sum_if_known(expression: str) -> str:
+    """Return a DuckDB aggregate: the sum, or NULL as soon as one value is unknown."""
+    return f"CASE WHEN count(*) = count({expression}) THEN sum({expression}) END"
+
+
 def _model_price(model: str, at: datetime | None, context: dict[str, str]) -> ModelPrice | None:
     try:
         calculation = calc_price(

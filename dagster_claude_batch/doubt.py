@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-import anthropic
-import httpx2
 from anthropic.types.messages import MessageBatch
 
 from dagster_claude_batch.chunks import Chunk
 from dagster_claude_batch.errors import LostChunkError
-from dagster_claude_batch.resource import RESULTS_LAST, ClaudeBatchResource
+from dagster_claude_batch.resource import RESULTS_LAST, UNANSWERED, ClaudeBatchResource
 from dagster_claude_batch.submission import size_of
 
 if TYPE_CHECKING:
@@ -169,7 +167,7 @@ def proof(
         claude.download(batch, head)
     except _EnoughError:
         pass
-    except (anthropic.AnthropicError, httpx2.HTTPError, LookupError, AttributeError, ValueError):
+    except (*UNANSWERED, LookupError):
         return None
     return head.proof()
 

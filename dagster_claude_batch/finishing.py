@@ -9,7 +9,8 @@ from typing import Any, Final
 import dagster as dg
 
 from dagster_claude_batch.declaration import Declaration
-from dagster_claude_batch.report import PartitionReport
+from dagster_claude_batch.held_run import counted
+from dagster_claude_batch.report import PartitionReport, Usage
 from dagster_claude_batch.tables import DESCRIPTIONS
 
 EVERY_ROW_ANSWERED: Final = "every_row_answered"
@@ -26,8 +27,9 @@ def check_specs(key: dg.AssetKey, declaration: Declaration) -> list[dg.AssetChec
         dg.AssetCheckSpec(
             EVERY_ROW_ANSWERED,
             asset=key,
-            description="Each row of the partition has an answer; a warning counts those that do "
-            f"not. They stand in {declaration.failures}, with the reason.",
+            description="Each row that was asked has an answer; a warning counts those that do "
+            f"not. They stand in {declaration.failures}, with the reason. Rows that have come or "
+            "changed since are counted too, but are no warning.",
         ),
         dg.AssetCheckSpec(
             FAILURE_RATE,
@@ -41,8 +43,9 @@ def check_specs(key: dg.AssetKey, declaration: Declaration) -> list[dg.AssetChec
 def check_results(
     key: dg.AssetKey, declaration: Declaration, reports: Sequence[PartitionReport]
 ) -> list[dg.AssetCheckResult]:
-    """Judge a run's partitions together."""
+    """Judge a run's partitions together; without reports, nothing has ever been asked."""
     failed = sum(report.failed for report in reports)
+    unasked = [report for report in reports if not report.is_asked]
     worst = max((report.failure_rate for report in reports), default=0.0)
     by_type = _sum_by_type(reports)
     partitions = ", ".join(str(report.partition) for report in reports[:_IDS_SHOWN])
@@ -51,11 +54,13 @@ def check_results(
         dg.AssetCheckResult(
             asset_key=key,
             check_name=EVERY_ROW_ANSWERED,
-            passed=failed == 0,
+            passed=bool(reports) and failed == 0 and not unasked,
             severity=dg.AssetCheckSeverity.WARN,
+            description=_said_of_rows(reports, unasked),
             metadata={
                 **about,
                 "failed_rows": failed,
+                **_since(reports),
                 **{f"failed/{kind}": count for kind, count in by_type.items()},
             },
         ),
@@ -70,6 +75,31 @@ def check_results(
             },
         ),
     ]
+
+
+def _said_of_rows(
+    reports: Sequence[PartitionReport], unasked: Sequence[PartitionReport]
+) -> str | None:
+    """What the numbers of the check do not say by themselves."""
+    if not reports:
+        return "Nothing has been asked yet."
+    said: list[str] = []
+    if unasked:
+        names = ", ".join(str(report.partition) for report in unasked[:_IDS_SHOWN])
+        of = f": {names}" if unasked[0].partition is not None else ""
+        said.append(f"Not asked as a whole yet{of}.")
+    if any(report.come_since is None for report in reports):
+        said.append("The source could not be read: only rows that were asked are counted.")
+    come = sum(report.come_since or 0 for report in reports if report.is_asked)
+    if come:
+        rows = counted(come, "row has", "rows have")
+        said.append(f"{rows} come or changed since; materializing again asks them.")
+    return " ".join(said) or None
+
+
+def _since(reports: Sequence[PartitionReport]) -> Metadata:
+    counts = [report.come_since for report in reports if report.come_since is not None]
+    return {"rows_come_since": sum(counts)} if len(counts) == len(reports) > 0 else {}
 
 
 def _sum_by_type(reports: Sequence[PartitionReport]) -> dict[str, int]:
@@ -252,10 +282,18 @@ def metadata_of(declaration: Declaration, report: PartitionReport) -> Metadata:
         metadata["cost_usd"] = float(usage.cost_usd)
         metadata["cost_usd_standard_price"] = float(usage.cost_usd * _STANDARD_TO_BATCH)
     else:
-        metadata["cost_usd"] = "unknown: no batch price is known for this model"
+        metadata["cost_usd"] = _why_unknown(usage)
     if report.preview:
         metadata["preview"] = _preview(report.preview)
     return metadata
+
+
+def _why_unknown(usage: Usage) -> str:
+    """Why nobody can say what was paid."""
+    if not usage.untold:
+        return "unknown: no batch price is known for this model"
+    requests = counted(usage.untold, "request", "requests")
+    return f"unknown: no result that could be read says what {requests} cost"
 
 
 _STANDARD_TO_BATCH: Final = Decimal(2)

@@ -9,12 +9,13 @@ from anthropic.types.messages import MessageBatch
 
 from dagster_claude_batch import chunks, ledger
 from dagster_claude_batch.chunks import Chunk
-from dagster_claude_batch.cost import batch_prices
+from dagster_claude_batch.cost import batch_prices, sum_if_known
 from dagster_claude_batch.declaration import Declaration
 from dagster_claude_batch.departed import move_to_departed
 from dagster_claude_batch.identifiers import quote_identifier
 from dagster_claude_batch.ledger import LedgerAsset, Materialization
 from dagster_claude_batch.matching import our_columns, ours_is_ours
+from dagster_claude_batch.one_line import one_line
 from dagster_claude_batch.outcomes import MISSING, Absent, is_halt_of_row, is_retryable
 from dagster_claude_batch.plan import Plan
 from dagster_claude_batch.results import STAGED
@@ -202,7 +203,7 @@ def _uncount_halted(connection: Connection, materialization: Materialization) ->
             {"kind": kind, "message": message},
         )
     if halts:
-        ledger.note_halt(connection, materialization.materialization_id, halts[0][1])
+        ledger.note_halt(connection, materialization.materialization_id, one_line(halts[0][1]))
 
 
 def _keep_only_what_helps(plan: Plan, declaration: Declaration, chunk: Chunk) -> None:
@@ -250,13 +251,16 @@ def _note_usage(
 def _add_earlier_attempts(
     connection: Connection, declaration: Declaration, registered: LedgerAsset, chunk: Chunk
 ) -> None:
-    """Let each row carry the usage of all its attempts in the materialization."""
+    """Let each row carry the usage of all its attempts in the materialization.
+
+    Its cost is unknown (NULL) if that of any of them is.
+    """
     if chunk.attempt == 1 and not chunk.is_copy:
         return
     names = [quote_identifier(name) for name in declaration.row_key]
     keys = ", ".join(f"q.{name}" for name in names)
-    sums = ", ".join(f"sum(q.{name}) AS {name}" for name in ledger.USAGE_COLUMNS)
-    added = ", ".join(f"{n} = l.{n} + coalesce(e.{n}, 0)" for n in ledger.USAGE_COLUMNS)
+    sums = ", ".join(f"{sum_if_known(f'q.{name}')} AS {name}" for name in ledger.USAGE_COLUMNS)
+    added = ", ".join(f"{name} = l.{name} + e.{name}" for name in ledger.USAGE_COLUMNS)
     connection.execute(
         f"""
         UPDATE {_LANDED} AS l SET {added}

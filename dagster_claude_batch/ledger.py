@@ -267,6 +267,18 @@ def open_materializations(connection: Connection, asset: str) -> list[Materializ
     return [_materialization(values) for values in found]
 
 
+def asked_partitions(connection: Connection, asset: str) -> set[str | None]:
+    """Partitions all of whose rows a materialization has asked, to its end; None if it has none."""
+    found = rows(
+        connection,
+        "SELECT DISTINCT unnest(CASE WHEN len(partitions) = 0 THEN [NULL] ELSE partitions END) "
+        "FROM claude_batch.materializations WHERE asset = $asset AND state = 'done' "
+        "AND (config::JSON->>'limit') IS NULL",
+        {"asset": asset},
+    )
+    return {partition for (partition,) in found}
+
+
 def get_materialization(connection: Connection, materialization_id: str) -> Materialization:
     """Read one materialization again."""
     found = row(

@@ -2,7 +2,6 @@
 
 from datetime import timedelta
 
-import anthropic
 from anthropic.types import ModelInfo
 
 from dagster_claude_batch import ledger
@@ -13,10 +12,10 @@ from dagster_claude_batch.errors import (
     CredentialsRefusedError,
     ModelUnavailableError,
     NoCredentialsError,
-    UnreadableAnswerError,
 )
 from dagster_claude_batch.ledger import Materialization
 from dagster_claude_batch.one_line import one_line
+from dagster_claude_batch.resource import UNANSWERED
 from dagster_claude_batch.workbench import Workbench, is_passing
 
 
@@ -41,8 +40,8 @@ def check_model(bench: Workbench, materialization: Materialization) -> None:
     except NoCredentialsError:
         bench.close(materialization, if_unsent=True)
         raise
-    except (anthropic.APIError, UnreadableAnswerError) as error:
-        if isinstance(error, anthropic.APIError) and not is_passing(error):
+    except UNANSWERED as error:
+        if not is_passing(error):
             bench.close(materialization, if_unsent=True)
             asset, reason = bench.declaration.asset, one_line(str(error))
             raise CredentialsRefusedError(asset, reason) from error

@@ -1,15 +1,19 @@
 """How a run's partitions ended: counts, cost and a preview, read from the tables."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
 
+from dagster_claude_batch import ledger
+from dagster_claude_batch.cost import sum_if_known
 from dagster_claude_batch.declaration import Declaration
 from dagster_claude_batch.identifiers import quote_identifier
 from dagster_claude_batch.ledger import LedgerAsset, Materialization
+from dagster_claude_batch.matching import selected_is_ours
+from dagster_claude_batch.source import PartitionSlice, find_source, select_rows
 from dagster_claude_batch.tables import columns_of
-from dagster_claude_batch.warehouse import Connection, row, rows
+from dagster_claude_batch.warehouse import Connection, Warehouse, row, rows
 
 PREVIEW_ROWS = 5
 _PREVIEW_CHARACTERS = 200
@@ -17,18 +21,28 @@ _PREVIEW_CHARACTERS = 200
 
 @dataclass(frozen=True)
 class Usage:
-    """What this materialization's requests for a partition came to; cost None if unknown."""
+    """What this materialization's requests for a partition came to; cost None if unknown.
+
+    That is if the model has no price, or if ``untold`` requests may have been billed whose results
+    nobody has seen.
+    """
 
     input_tokens: int = 0
     output_tokens: int = 0
     cache_read_tokens: int = 0
     cache_write_tokens: int = 0
     cost_usd: Decimal | None = Decimal(0)
+    untold: int = 0
 
 
 @dataclass(frozen=True)
 class PartitionReport:
-    """One partition as its tables show it, and what this materialization did for it."""
+    """One partition as its tables show it, and what this materialization did for it.
+
+    ``is_asked`` once a materialization that was to ask all its rows has come to its end.
+    ``come_since`` are rows of the source, as it is now, that have no outcome as they are; None if
+    it cannot be read.
+    """
 
     partition: str | None
     answered: int
@@ -42,6 +56,8 @@ class PartitionReport:
     preview: Sequence[Mapping[str, Any]] = field(default=())
     columns: Mapping[str, str] = field(default_factory=dict[str, str])
     answers_in_table: int = 0
+    is_asked: bool = True
+    come_since: int | None = 0
 
     @property
     def failed(self) -> int:
@@ -57,6 +73,80 @@ class PartitionReport:
     def failure_rate(self) -> float:
         """Share of rows without an answer; 0 for an empty partition."""
         return self.failed / self.rows if self.rows else 0.0
+
+
+def read_reports(
+    warehouse: Warehouse,
+    declaration: Declaration,
+    materializations: Sequence[Materialization],
+    partitions: Sequence[str | None] | None,
+    slices_of: Callable[[Sequence[str | None]], list[PartitionSlice]],
+) -> list[PartitionReport]:
+    """How each partition stands, with None all that have rows; nothing if none was ever asked."""
+
+    def work(connection: Connection) -> list[PartitionReport]:
+        is_there = ledger.is_ledger(connection)
+        registered = ledger.find_asset(connection, declaration.asset) if is_there else None
+        if registered is None:
+            return []
+        asked = ledger.asked_partitions(connection, declaration.asset)
+        keys = partitions_with_rows(connection, declaration) if partitions is None else partitions
+        if partitions is None:
+            keys = list(dict.fromkeys([*keys, *sorted(key for key in asked if key is not None)]))
+        return [
+            replace(
+                report_on(connection, declaration, registered, materializations, key),
+                is_asked=key in asked,
+            )
+            for key in keys
+        ]
+
+    found = warehouse.transact(work)
+    if not found:
+        return []
+    since = _read_since(warehouse, declaration, slices_of, [each.partition for each in found])
+    return [
+        replace(each, come_since=None if since is None else since.get(each.partition, 0))
+        for each in found
+    ]
+
+
+def _read_since(
+    warehouse: Warehouse,
+    declaration: Declaration,
+    slices_of: Callable[[Sequence[str | None]], list[PartitionSlice]],
+    partitions: Sequence[str | None],
+) -> Mapping[str | None, int] | None:
+    # In a transaction of its own: an error in the user's SQL would end the other one.
+    try:
+        slices = slices_of(partitions)
+        return warehouse.transact(lambda connection: count_since(connection, declaration, slices))
+    except Exception as error:  # noqa: BLE001  # whatever is wrong with the source, its answers are here
+        warehouse.log.warning(f"The source cannot be read now ({type(error).__name__}).")
+        return None
+
+
+def count_since(
+    connection: Connection, declaration: Declaration, slices: Sequence[PartitionSlice]
+) -> Mapping[str | None, int]:
+    """Count, by partition, rows of the source that have no outcome as they are now.
+
+    In one query for all partitions, which renders their rows once.
+    """
+    source = find_source(connection, declaration)
+    query = select_rows(connection, declaration, source, slices)
+    found = rows(
+        connection,
+        f"""
+        SELECT r.partition, count(*) FROM ({query.sql}) AS r
+        ANTI JOIN {declaration.answers.sql} AS a
+            ON {selected_is_ours(declaration, "r", "a")} AND a._request_hash = r.hash
+        ANTI JOIN {declaration.failures.sql} AS f ON {selected_is_ours(declaration, "r", "f")}
+        GROUP BY ALL
+        """,
+        query.parameters,
+    )
+    return dict(found)
 
 
 def report_on(
@@ -120,13 +210,14 @@ def _sent(
         "SELECT count(*), count(*) FILTER (q._attempt > 1), "
         "coalesce(sum(q._input_tokens), 0), coalesce(sum(q._output_tokens), 0), "
         "coalesce(sum(q._cache_read_tokens), 0), coalesce(sum(q._cache_write_tokens), 0), "
-        "CASE WHEN count(*) FILTER (q._cost_usd IS NULL AND q._outcome <> 'missing') = 0 "
-        "THEN coalesce(sum(q._cost_usd), 0) END "
+        f"CASE WHEN count(*) = 0 THEN 0 ELSE {sum_if_known('q._cost_usd')} END, "
+        "count(*) FILTER (q._cost_usd IS NULL AND q._input_tokens + q._output_tokens "
+        "+ q._cache_read_tokens + q._cache_write_tokens = 0) "
         + _REQUESTS_HERE.format(requests=registered.requests.sql),
         {"ids": list(ids), "partition": partition},
     )
     counts = [int(value) for value in found[:6]]
-    return (*counts, found[6])
+    return (*counts, *found[6:])
 
 
 def _batches(

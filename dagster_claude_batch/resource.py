@@ -7,7 +7,7 @@ import json
 import re
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from functools import cached_property
@@ -17,6 +17,7 @@ from typing import IO, Any, Final
 import anthropic
 import dagster as dg
 import httpx2
+from anthropic import APIResponse
 from anthropic.resources.messages.batches import Batches
 from anthropic.types import ModelInfo
 from anthropic.types.messages import (
@@ -36,6 +37,9 @@ LIST_PAGE: Final = 1_000
 RESULTS_LAST: Final = timedelta(days=29)
 """How long results can be collected, counted from the creation of the batch."""
 
+UNANSWERED: Final = (anthropic.AnthropicError, UnreadableAnswerError)
+"""What the verbs raise where the API refuses, cannot be reached, or gives no usable answer."""
+
 _BODY_PIECE: Final = 2**20
 _LONGEST_QUEUED: Final = timedelta(hours=25)
 _FEW_BATCHES: Final = 5
@@ -46,7 +50,8 @@ class ClaudeBatchResource(dg.ConfigurableResource[Any]):
     """Anthropic's Message Batches API, with the credentials of one workspace.
 
     Without ``api_key`` the SDK finds credentials itself: ``ANTHROPIC_API_KEY``, a profile, or
-    workload identity. The verbs also serve your own ops; they raise the SDK's errors.
+    workload identity. The verbs also serve your own ops; they raise the SDK's errors, and
+    `UnreadableAnswerError` for what is no answer.
     """
 
     api_key: str | None = Field(
@@ -128,7 +133,8 @@ class ClaudeBatchResource(dg.ConfigurableResource[Any]):
 
     def retrieve(self, batch_id: str) -> MessageBatch:
         """Look at one batch."""
-        return self.client.messages.batches.retrieve(batch_id)
+        with _reading():
+            return _checked(self.client.messages.batches.retrieve(batch_id))
 
     def list(self, *, limit: int = LIST_PAGE) -> Iterator[MessageBatch]:
         """Look at all batches of the workspace, newest first, ``limit`` to a page.
@@ -144,7 +150,8 @@ class ClaudeBatchResource(dg.ConfigurableResource[Any]):
         The SDK takes a result of a type that it does not know for a succeeded one: branch on
         ``result.type``, never on the class.
         """
-        return iter(self.client.messages.batches.results(batch_id))
+        with _reading():
+            return iter(self.client.messages.batches.results(batch_id))
 
     def download(self, batch: MessageBatch, file: IO[bytes]) -> None:
         """Write the results' JSON lines to a file, as they are.
@@ -154,20 +161,41 @@ class ClaudeBatchResource(dg.ConfigurableResource[Any]):
         """
         if not batch.results_url:
             raise LookupError(batch.id)
-        with self.client.messages.batches.with_streaming_response.results(batch.id) as response:
-            for piece in response.iter_bytes():
-                file.write(piece)
+        with ExitStack() as stack:
+            response = self._open_results(batch.id, stack)
+            try:
+                for piece in response.iter_bytes():
+                    file.write(piece)
+            except httpx2.RequestError as error:
+                # The SDK makes its own errors only of what happens before the body.
+                said, request = f"{type(error).__name__}: {error}", response.http_request
+                raise anthropic.APIConnectionError(message=said, request=request) from error
+
+    def _open_results(self, batch_id: str, stack: ExitStack) -> APIResponse[Any]:
+        streaming = self.client.messages.batches.with_streaming_response
+        try:
+            with _reading():
+                return stack.enter_context(streaming.results(batch_id))
+        except anthropic.APIError:
+            raise
+        except anthropic.AnthropicError as error:
+            # The SDK has looked once more, and the batch has no address of its results.
+            raise LookupError(batch_id) from error
 
     def cancel(self, batch_id: str, *, timeout_seconds: float | None = None) -> MessageBatch:
         """Ask for the end of a batch; what is answered by then is billed and can be collected.
 
         With ``timeout_seconds`` the call is made once, and ends by then.
         """
-        return self._client_within(timeout_seconds).messages.batches.cancel(batch_id)
+        with _reading():
+            return _checked(self._client_within(timeout_seconds).messages.batches.cancel(batch_id))
 
     def delete(self, batch_id: str) -> DeletedMessageBatch:
         """Delete a batch that has ended, with its results."""
-        return self.client.messages.batches.delete(batch_id)
+        with _reading():
+            deleted = self.client.messages.batches.delete(batch_id)
+            _check_id(deleted.id)
+            return deleted
 
     def look(self, batch_ids: Sequence[str]) -> dict[str, MessageBatch]:
         """Look at several batches in as few calls as possible; those not found are left out."""
@@ -316,16 +344,18 @@ def _checked(batch: MessageBatch) -> MessageBatch:
     Raises:
         UnreadableAnswerError: It is not.
     """
+    _check_id(batch.id)
     counts = batch.request_counts
     numbers = (counts.processing, counts.succeeded, counts.errored, counts.canceled, counts.expired)
-    is_sound = (
-        _BATCH_ID.fullmatch(batch.id) is not None
-        and batch.created_at.tzinfo is not None
-        and all(type(number) is int for number in numbers)
-    )
-    if not is_sound:
+    are_numbers = all(type(number) is int for number in numbers)
+    if batch.created_at.tzinfo is None or not are_numbers:
         raise UnreadableAnswerError("no sound batch")
     return batch
+
+
+def _check_id(batch_id: str) -> None:
+    if not _BATCH_ID.fullmatch(batch_id):
+        raise UnreadableAnswerError("no batch's id")
 
 
 @contextmanager

@@ -8,15 +8,18 @@ from typing import IO, Any, Final
 
 import anthropic
 import duckdb
-import httpx2
 import pyarrow as pa
 from anthropic.types.messages import MessageBatch
 
-from dagster_claude_batch.errors import InvalidOutputError, ResultsUnavailableError
+from dagster_claude_batch.errors import (
+    InvalidOutputError,
+    ResultsUnavailableError,
+    UnreadableAnswerError,
+)
 from dagster_claude_batch.one_line import one_line
 from dagster_claude_batch.outcomes import failure_of_stop_reason
 from dagster_claude_batch.output import Output
-from dagster_claude_batch.resource import ClaudeBatchResource
+from dagster_claude_batch.resource import UNANSWERED, ClaudeBatchResource
 from dagster_claude_batch.result_lines import (
     Line,
     private_file,
@@ -107,17 +110,13 @@ def _download(claude: ClaudeBatchResource, batch: MessageBatch, file: IO[bytes])
         if error.status_code in _PASSING or error.status_code >= _SERVER_ERRORS:
             return f"{reason}."
         raise
-    except (anthropic.APIConnectionError, httpx2.RequestError) as error:
-        return one_line(f"{type(error).__name__}: {error}") + "."
-    except (anthropic.AnthropicError, LookupError) as error:
-        # The SDK has looked again, and the batch has no address of its results any more.
+    except LookupError as error:
         is_gone = _is_gone(claude, batch.id)
         raise ResultsUnavailableError(
             batch.id, "The API shows no results.", is_gone=is_gone
         ) from error
-    except (AttributeError, ValueError) as error:
-        # The SDK hands on whatever it gets when it looks again, and stumbles over it.
-        return one_line(f"What the API says of the batch cannot be read: {type(error).__name__}.")
+    except (anthropic.APIConnectionError, UnreadableAnswerError) as error:
+        return one_line(f"{error}.")
     return None
 
 
@@ -128,11 +127,9 @@ _SERVER_ERRORS: Final = 500
 def _is_gone(claude: ClaudeBatchResource, batch_id: str) -> bool:
     try:
         now = claude.retrieve(batch_id)
-        shown = (now.processing_status, now.archived_at)
-    except (anthropic.APIError, AttributeError, ValueError):  # no answer, or one that is no batch
+    except UNANSWERED:
         return False
-    status, archived_at = shown
-    return status == "ended" and archived_at is not None
+    return now.processing_status == "ended" and now.archived_at is not None
 
 
 # --- staging --------------------------------------------------------------------------------

@@ -50,10 +50,11 @@ class Sender:
     patience: timedelta = PATIENCE
     not_again_before: datetime | None = None
     is_refused: bool = False
+    work: Sequence[Outstanding] = ()
 
     def send(self, work: Sequence[Outstanding]) -> Findings:
         """Send what fits into the window; ``again_at`` is when more may be accepted."""
-        findings = Findings()
+        findings, self.work = Findings(), work
         wait_until = self._not_before(work)
         if wait_until is not None:
             findings.wait_until(wait_until)
@@ -276,14 +277,15 @@ class Sender:
         self, outstanding: Outstanding, chunk: Chunk, reason: str, *, is_halt: bool
     ) -> datetime:
         """Stop sending: at once if nothing is out, else when what is out has been collected."""
-        (now,) = self.bench.read([outstanding.materialization])
-        if now.in_state("sending", "submitted"):
+        now = self.bench.read([each.materialization for each in self.work])
+        if any(each.in_state("sending", "submitted") for each in now):
             self.bench.log.error("Sending stops, what is out will be collected: %s", reason)
             return self.bench.claude.now() + LATEST_END
         self.bench.close(outstanding.materialization, if_unsent=True)
         asset = self.bench.declaration.asset
         if is_halt:
-            unsent = sum(each.requests for each in now.in_state("planned"))
+            planned = [chunk for each in now for chunk in each.in_state("planned")]
+            unsent = sum(each.requests for each in planned)
             raise AccountHaltedError(asset, reason, unsent=unsent)
         raise SubmissionRefusedError(asset, chunk.chunk_id, chunk.requests, reason)
 

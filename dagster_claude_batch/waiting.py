@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 
 import dagster as dg
 
-from dagster_claude_batch import finishing, held_run, holding, ledger, trial
+from dagster_claude_batch import finishing, held_run, holding, trial
 from dagster_claude_batch.advance import Engine
 from dagster_claude_batch.batch_asset import BatchAsset, engine_for
 from dagster_claude_batch.config import ClaudeBatchConfig
@@ -20,9 +20,8 @@ from dagster_claude_batch.dagster_internals import (
 )
 from dagster_claude_batch.errors import MaterializationCancelledError, MaterializationDoneError
 from dagster_claude_batch.ledger import Materialization, MaterializationConfig
-from dagster_claude_batch.report import PartitionReport, partitions_with_rows, report_on
+from dagster_claude_batch.report import PartitionReport, read_reports
 from dagster_claude_batch.successor import Successor
-from dagster_claude_batch.warehouse import Connection
 from dagster_claude_batch.workbench import Waiting
 
 _LAST_PATIENCE: Final = 10.0
@@ -91,7 +90,10 @@ class Run:
     @property
     def key(self) -> dg.AssetKey:
         """The asset's key, as the code location knows it."""
-        return self.context.assets_def.key
+        definition = self.context.assets_def
+        # In a run of the checks alone, it is left without its asset.
+        (key,) = definition.keys or {check.asset_key for check in definition.check_keys}
+        return key
 
     @property
     def partitions(self) -> list[str | None]:
@@ -143,26 +145,16 @@ class Run:
 
     def reports(self, materializations: Sequence[Materialization]) -> list[PartitionReport]:
         """How each partition stands."""
-        declaration = self.asset.declaration
-
-        def work(connection: Connection) -> list[PartitionReport]:
-            registered = (
-                ledger.find_asset(connection, declaration.asset)
-                if ledger.is_ledger(connection)
-                else None
-            )
-            if registered is None:
-                return []
-            partitions = self.partitions
-            if self.asset.partitions_def is not None and partitions == [None]:
-                # Checks alone can be run without naming a partition: then they are about all.
-                partitions = partitions_with_rows(connection, declaration)
-            return [
-                report_on(connection, declaration, registered, materializations, partition)
-                for partition in partitions
-            ]
-
-        return self.engine.warehouse.transact(work)
+        partitions = self.partitions
+        # Checks alone can be run without naming a partition: then they are about all.
+        is_about_all = self.asset.partitions_def is not None and partitions == [None]
+        return read_reports(
+            self.engine.warehouse,
+            self.asset.declaration,
+            materializations,
+            None if is_about_all else partitions,
+            self.engine.slices_of,
+        )
 
     def is_done(self, config: MaterializationConfig) -> bool:
         """Advance; wait in the run, or leave a held run to collect. False if one was left.

@@ -24,7 +24,7 @@ from dagster_claude_batch.one_line import one_line
 from dagster_claude_batch.outstanding import chunks_of, holding_rows_of, out_elsewhere
 from dagster_claude_batch.plan import Plan
 from dagster_claude_batch.planning import RunIdentity, replan
-from dagster_claude_batch.resource import ClaudeBatchResource
+from dagster_claude_batch.resource import UNANSWERED, ClaudeBatchResource
 from dagster_claude_batch.source import PartitionSlice
 from dagster_claude_batch.warehouse import Connection, Warehouse
 
@@ -178,8 +178,8 @@ class Workbench:
         """
         try:
             return ask()
-        except (anthropic.APIError, UnreadableAnswerError) as error:
-            if isinstance(error, anthropic.APIError) and not is_passing(error):
+        except UNANSWERED as error:
+            if not is_passing(error):
                 asset, reason = self.declaration.asset, one_line(str(error))
                 raise CredentialsRefusedError(asset, reason) from error
             self.log.warning("The API cannot be asked now (%s).", type(error).__name__)
@@ -228,11 +228,11 @@ class Workbench:
         self.warehouse.transact(work)
 
 
-def is_passing(error: anthropic.APIError) -> bool:
+def is_passing(error: anthropic.AnthropicError | UnreadableAnswerError) -> bool:
     """Whether asking later may help: nobody answered, or not the API's own word."""
     if isinstance(error, anthropic.APIStatusError):
         return error.status_code >= _SERVER or error.status_code in {408, 409, 429}
-    return True
+    return isinstance(error, anthropic.APIError | UnreadableAnswerError)
 
 
 _SERVER: Final = 500

@@ -5,14 +5,11 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-import anthropic
-import httpx2
-
 from dagster_claude_batch import held_run
 from dagster_claude_batch.doubt import UNSEEN
-from dagster_claude_batch.errors import ClaudeBatchError
+from dagster_claude_batch.errors import NoCredentialsError
 from dagster_claude_batch.held_run import HeldRun
-from dagster_claude_batch.resource import ClaudeBatchResource
+from dagster_claude_batch.resource import UNANSWERED, ClaudeBatchResource
 from dagster_claude_batch.sensor.scene import Scene
 from dagster_claude_batch.workbench import Waiting
 
@@ -43,7 +40,7 @@ def look(scene: Scene, waiting: Sequence[HeldRun]) -> tuple[str | None, Look]:
     try:
         shown, slow = look_at(scene.claude, wanted, for_room=for_room)
         return slow, with_unseen(scene, shown)
-    except (anthropic.AnthropicError, httpx2.HTTPError, ClaudeBatchError) as error:
+    except (*UNANSWERED, NoCredentialsError) as error:
         return f"The API could not be asked ({type(error).__name__}: {error}).", nothing
 
 

@@ -21,9 +21,10 @@ from dagster_claude_batch import LocalClaudeBatchResource, build_claude_batch_as
 from dagster_claude_batch.advance import Engine
 from dagster_claude_batch.batch_asset import batch_asset, engine_for
 from dagster_claude_batch.ledger import Materialization, MaterializationConfig
+from dagster_claude_batch.report import PartitionReport, report_on
 from dagster_claude_batch.simulator import Reply, Simulator, SimulatorTransport
 from dagster_claude_batch.warehouse import Warehouse
-from dagster_claude_batch.workbench import Waiting
+from dagster_claude_batch.workbench import Waiting, asset_of
 
 
 class Sentiment(BaseModel):
@@ -383,6 +384,19 @@ class RunOfTest:
             self.materializations = [*self.materializations, *more]
             self.waiting = self.engine.advance(self.materializations)
         return self.waiting
+
+    def report(self, partition: str | None = "tweets") -> PartitionReport:
+        """How a partition stands, as the run would say at its end."""
+        declaration = self.project.asset.declaration
+        return self.engine.warehouse.transact(
+            lambda connection: report_on(
+                connection,
+                declaration,
+                asset_of(connection, declaration.asset),
+                self.materializations,
+                partition,
+            )
+        )
 
 
 def _plain(found: list[tuple[Any, ...]]) -> list[Any]:

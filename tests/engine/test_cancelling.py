@@ -11,6 +11,12 @@ from dagster_claude_batch.ledger import MaterializationConfig
 
 Make = Callable[..., Project]
 CREATE = "POST /v1/messages/batches"
+CANCEL = "POST /v1/messages/batches/…/cancel"
+GARBLED = [
+    httpx2.Response(200, content=b"<html>", headers={"content-type": "application/json"}),
+    httpx2.Response(200, text="<html>Sign in</html>"),
+    httpx2.Response(200, json={"id": "…", "type": "error"}),
+]
 
 
 def _launch_after_giving_up(project: Project, *partitions: str) -> RunOfTest:
@@ -140,6 +146,29 @@ def test_a_batch_that_somebody_deleted_is_given_up_where_others_can_be_seen(
     made.end_batches()
     assert run.advance() is None
     assert len(made.answers()) == 10
+
+
+@pytest.mark.parametrize("ended", [True, False], ids=["ended", "still running"])
+def test_a_batch_that_only_the_list_lacks_is_neither_given_up_nor_asked_again(
+    project: Make, *, ended: bool
+) -> None:
+    made = project(chunk_size=1)
+    made.load([("tweets", f"t{n}", "x") for n in range(6)])  # so many are listed
+    run = made.start()
+    hidden = made.claude.simulator.batches()[3].id
+    made.claude.simulator.advance(timedelta(minutes=61))
+    made.wire.hidden = {hidden}
+    if ended:
+        made.end_batches()
+
+    waiting = run.advance()
+
+    assert (waiting is None) == ended
+    assert (made.failures(), made.wire.posts()) == ([], 6)
+    made.end_batches()
+    made.wire.hidden.clear()
+    assert run.advance() is None
+    assert len(made.answers()) == 6
 
 
 def test_batches_of_another_workspace_are_waited_for(tweets: Project) -> None:
@@ -290,3 +319,18 @@ def test_half_a_chunk_that_was_taken_over_is_not_lost(tweets: Project) -> None:
 
     assert again.advance() is None
     assert len(tweets.answers()) == 10
+
+
+@pytest.mark.parametrize("garbled", GARBLED, ids=["no JSON", "a page", "no batch"])
+def test_a_garbled_answer_to_a_cancel_keeps_no_other_batch_from_it(
+    project: Make, garbled: httpx2.Response
+) -> None:
+    made = project(chunk_size=5)
+    made.load([("tweets", f"t{n}", "x") for n in range(10)])
+    run = made.start()
+    made.wire.faults.append((CANCEL, lambda _: garbled))
+
+    run.engine.cancel(run.materializations[0])
+
+    first, second = (batch.processing_status for batch in made.claude.simulator.batches())
+    assert (first, second) == ("in_progress", "canceling")

@@ -8,7 +8,7 @@ import httpx2
 import pytest
 from kit import Project, WiredClaude
 
-from dagster_claude_batch.errors import ClockError, NoCredentialsError
+from dagster_claude_batch.errors import ClockError, NoCredentialsError, UnreadableAnswerError
 
 Make = Callable[..., Project]
 CREATE = "POST /v1/messages/batches"
@@ -39,6 +39,21 @@ def test_a_page_of_a_proxy_instead_of_the_model_stops_nothing(tweets: Project) -
     tweets.wire.faults.append((MODEL, lambda _: page))
 
     assert len(tweets.materialize().rows) == 10
+
+
+@pytest.mark.parametrize("verb", ["retrieve", "cancel", "delete", "results"])
+def test_a_page_of_a_proxy_instead_of_a_batch_is_an_error_that_says_so(
+    tweets: Project, verb: str
+) -> None:
+    tweets.start()
+    (batch,) = tweets.claude.simulator.batches()
+    page = httpx2.Response(200, text="<html>Sign in</html>")
+    path = f"/v1/messages/batches/{batch.id}"
+    for call in (f"GET {path}", f"POST {path}/cancel", f"DELETE {path}"):
+        tweets.wire.faults.append((call, lambda _: page))
+
+    with pytest.raises(UnreadableAnswerError, match="base_url"):
+        getattr(tweets.claude, verb)(batch.id)
 
 
 def test_an_upload_that_takes_too_long_is_a_doubt(project: Make) -> None:

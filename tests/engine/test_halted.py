@@ -10,6 +10,8 @@ from kit import Project
 from dagster_claude_batch.errors import AccountHaltedError, CredentialsRefusedError
 
 Make = Callable[..., Project]
+CREATE = "POST /v1/messages/batches"
+RESULTS = "GET /v1/messages/batches/…/results"
 NOT_FOUND = {"type": "error", "error": {"type": "not_found_error", "message": "no such batch"}}
 
 
@@ -28,6 +30,41 @@ def test_rows_refused_for_the_account_count_no_attempt_and_the_run_says_so(
         ("t3", "invalid_request_error", True, 0, True)
     ]
     assert tweets.wire.posts() == 1
+
+
+def test_what_rows_say_of_the_account_stays_on_one_line(tweets: Project) -> None:
+    tweets.script.ends_with("t3", "halted", None)
+    run = tweets.start()
+    tweets.end_batches()
+    said = b"credit balance is too low"
+    tweets.wire.change_answer(
+        RESULTS, lambda body: body.replace(said, said + rb"\nERROR all is well \u001b[31m")
+    )
+
+    with pytest.raises(AccountHaltedError, match="ERROR all is well") as caught:
+        run.advance()
+
+    assert str(caught.value).isprintable()
+
+
+def test_an_account_that_is_halted_is_told_of_when_all_that_is_out_has_been_collected(
+    tweets: Project,
+) -> None:
+    tweets.sql("INSERT INTO texts VALUES ('reviews', 'r1', 'x')")
+    tweets.start("tweets")
+    refusal = {"type": "error", "error": {"type": "billing_error", "message": "no credit"}}
+    for _ in range(2):
+        tweets.wire.answer(CREATE, 402, refusal)
+
+    run = tweets.start("tweets", "reviews")
+
+    assert run.waiting is not None
+    assert len(run.waiting.batch_ids) == 1
+    tweets.end_batches()
+    with pytest.raises(AccountHaltedError, match="no credit 1 rows were not sent"):
+        run.advance()
+    assert len(tweets.answers()) == 10
+    assert tweets.wire.posts() == 3
 
 
 def test_nothing_more_is_sent_until_somebody_launches_again(project: Make) -> None:
@@ -106,6 +143,45 @@ def test_credentials_that_are_refused_while_something_is_out_lose_nothing(
 
     assert tweets.materialize().rows == []
     assert len(tweets.answers()) == 10
+
+
+@pytest.mark.parametrize("status", [400, 403, 410])
+def test_results_that_are_refused_keep_no_other_batch_from_landing(
+    project: Make, status: int
+) -> None:
+    made = project(chunk_size=5)
+    made.load([("tweets", f"t{n}", "x") for n in range(10)])
+    run = made.start()
+    made.end_batches()
+    first, _ = made.claude.simulator.batches()
+    results = f"GET /v1/messages/batches/{first.id}/results"
+    made.wire.answer(results, status, {"type": "error", "error": {"type": "x", "message": "no"}})
+
+    with pytest.raises(CredentialsRefusedError, match="29 days"):
+        run.advance()
+
+    assert made.chunk_states() == {"submitted": 1, "landed": 1}
+    assert len(made.answers()) == 5
+    assert made.materialize().rows == []
+    assert len(made.answers()) == 10
+
+
+def test_refused_results_of_one_materialization_keep_no_other_from_being_settled(
+    project: Make,
+) -> None:
+    made = project()
+    made.load([(corpus, corpus, "x") for corpus in ("tweets", "reviews")])
+    runs = [made.start("tweets"), made.start("reviews")]
+    for run in runs:
+        run.engine.cancel(run.materializations[0])
+    made.end_batches()
+    first, _ = made.claude.simulator.batches()
+    made.wire.answer(f"GET /v1/messages/batches/{first.id}/results", 403, {})
+
+    with pytest.raises(CredentialsRefusedError):
+        made.engine().settle([], is_alive=lambda _: False)
+
+    assert made.chunk_states() == {"submitted": 1, "landed": 1}
 
 
 def test_credentials_that_are_refused_at_first_send_nothing(tweets: Project) -> None:

@@ -1,11 +1,15 @@
 """Each row ends as one outcome; failures that may pass are tried again."""
 
 from collections.abc import Callable
+from datetime import timedelta
 
 import pytest
-from kit import Project
+from kit import Project, RunOfTest
+
+from dagster_claude_batch.finishing import metadata_of
 
 Make = Callable[..., Project]
+RESULTS = "GET /v1/messages/batches/…/results"
 
 
 @pytest.mark.parametrize(
@@ -192,10 +196,42 @@ def test_the_cost_of_a_model_without_a_known_price_is_null_and_never_zero(projec
         "POST /v1/messages/batches",
         lambda body: body.replace(b"claude-novel-1", b"claude-haiku-5-5"),
     )
+    run = made.start()
+    made.end_batches()
 
-    made.materialize()
+    run.advance()
 
     assert made.answers("_cost_usd") == [None]
+    assert _cost_said(made, run) == "unknown: no batch price is known for this model"
+
+
+def _cost_said(project: Project, run: RunOfTest) -> object:
+    return metadata_of(project.asset.declaration, run.report())["cost_usd"]
+
+
+@pytest.mark.parametrize("lost", ["results_expired", "missing"])
+def test_the_cost_is_unknown_where_an_attempt_may_have_been_billed_without_a_result(
+    tweets: Project, lost: str
+) -> None:
+    run = tweets.start()
+    tweets.end_batches()
+    if lost == "missing":
+        tweets.claude.simulator.advance(timedelta(hours=1))
+        for _ in range(3):
+            tweets.wire.change_answer(RESULTS, lambda body: body.splitlines(keepends=True)[0])
+    else:
+        tweets.claude.simulator.advance(timedelta(days=30))
+    run.advance()
+    while run.waiting is not None:
+        tweets.end_batches()
+        run.advance()
+
+    asked_twice = 10 if lost == "results_expired" else 9
+    assert len(tweets.answers()) == 10
+    assert tweets.answers("_cost_usd IS NULL, _attempts").count((True, 2)) == asked_twice
+    assert _cost_said(tweets, run) == (
+        f"unknown: no result that could be read says what {asked_twice} requests cost"
+    )
 
 
 def _model_info(model: str) -> dict[str, object]:

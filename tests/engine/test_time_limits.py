@@ -3,9 +3,11 @@
 from collections.abc import Callable
 from datetime import timedelta
 
+import httpx2
 from kit import Project
 
 Make = Callable[..., Project]
+CANCEL = "POST /v1/messages/batches/…/cancel"
 
 
 def test_what_is_still_out_at_the_deadline_is_cancelled_and_expires(project: Make) -> None:
@@ -28,6 +30,24 @@ def test_what_is_still_out_at_the_deadline_is_cancelled_and_expires(project: Mak
     assert made.failures("DISTINCT _error_type, _retryable, _attempts") == [("expired", True, 1)]
     assert len(made.failures()) == 10 - answered
     assert len(made.materialize().rows) == 10 - answered
+
+
+def test_a_garbled_answer_to_the_cancel_keeps_no_other_batch_from_landing(project: Make) -> None:
+    made = project(max_wait_hours=1, chunk_size=5)
+    made.load([("tweets", f"t{n}", "x") for n in range(10)])
+    run = made.start()
+    first, _ = made.claude.simulator.batches()
+    running = made.claude.retrieve(first.id).model_dump_json().encode()
+    made.end_batches()
+    made.claude.simulator.advance(timedelta(minutes=61))
+    made.wire.change_answer(f"GET /v1/messages/batches/{first.id}", lambda _: running)
+    garbled = httpx2.Response(200, content=b"<", headers={"content-type": "application/json"})
+    made.wire.faults.append((CANCEL, lambda _: garbled))
+
+    run.advance()
+
+    assert made.wire.faults == []
+    assert len(made.answers()) == 10
 
 
 def test_what_could_not_be_sent_in_time_expires_unsent(project: Make) -> None:

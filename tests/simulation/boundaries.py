@@ -32,12 +32,13 @@ VERBS: Final = frozenset(
 
 NOT_THE_ENGINE: Final = {
     "sensor": "has no ledger and pays for nothing; what it reads is asked again at its next tick",
-    "waiting.Run.reports:transact": "only reads, after everything has landed",
+    "report": "only reads, after everything has landed",
     "advance.Engine.partitions_of_run:transact": "only reads, before anything else is done",
     "advance.Engine.rehearse:transact": "is rolled back, and pays for nothing",
     "resource": "the verbs themselves",
     "warehouse": "the definition of `transact`",
     "collecting.Collector._sees_older:list": "only reads, and is asked again at the next look",
+    "collecting.Collector._ask_for:look": "only reads, and is asked again at the next look",
     "results._is_gone:retrieve": "only reads, and is asked again at the next look",
     "collecting.Collector._is_not_ours:transact": "no world has strangers: tests/engine/test_doubt",
     "reconciling.record:transact#3": "needs an answer hours late: tests/engine/test_doubt",
