@@ -1,9 +1,11 @@
 """The source and the declaration, when they change while something is out."""
 
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+import dagster as dg
 import pytest
 from kit import Project, RunOfTest
 from pydantic import BaseModel
@@ -12,8 +14,10 @@ from dagster_claude_batch.errors import (
     ClaudeBatchError,
     ColumnTypeChangedError,
     MissingColumnError,
+    SourceFailedError,
     SourceNotFoundError,
 )
+from dagster_claude_batch.ledger import MaterializationConfig
 
 Change = Callable[[Project], object]
 
@@ -252,6 +256,96 @@ def test_a_source_that_keeps_growing_is_come_to_an_end_with(tmp_path: Path, stag
     assert made.sql("SELECT state FROM claude_batch.materializations") == [("done",)]
     assert made.answers() == [0, 1, 2, 3]
     assert set(made.materialize().rows) == {str(n) for n in range(100, last + 1)}
+
+
+# --- values that the source's own SQL cannot work with --------------------------------------
+
+SPOILT = "SECRETPROMPT of a row"
+
+
+NUMBERED = {
+    "source": None,
+    "query": "SELECT *, CAST(replace(text, 'Tweet number ', '') AS INTEGER) AS number FROM texts",
+    "prompt": "Rate {{ id }} now: {{ text }}, {{ number }}",
+}
+SPOIL = f"UPDATE texts SET text = '{SPOILT}' WHERE id = 2"
+
+
+def _start(project: Project) -> object:
+    return _run(project)
+
+
+def _rehearse(project: Project) -> object:
+    return project.engine().rehearse(["tweets"], MaterializationConfig())
+
+
+@pytest.mark.parametrize("read", [_start, _rehearse], ids=["planning", "dry run"])
+def test_a_value_that_cannot_be_cast_is_an_error_that_does_not_show_it(
+    tmp_path: Path, read: Change
+) -> None:
+    made = _project(tmp_path, **NUMBERED)
+    made.sql(SPOIL)
+
+    with pytest.raises(SourceFailedError, match=r"'sentiment' failed: Conversion Error:") as raised:
+        read(made)
+
+    _check_discreet(raised.value)
+    assert made.wire.posts() == 0
+
+
+@stages
+def test_a_value_spoilt_during_the_wait_is_an_error_and_is_gone_on_with_later(
+    tmp_path: Path, stage: Stage
+) -> None:
+    made = stage(tmp_path, **NUMBERED)
+    made.sql(SPOIL)
+
+    with pytest.raises(SourceFailedError) as raised:
+        _run(made)
+
+    _check_discreet(raised.value)
+    made.sql(BACK)
+    _come_to_rest(made)
+    assert made.answers() == [0, 1, 2, 3]
+
+
+def _check_discreet(error: BaseException) -> None:
+    """Nor does what Dagster stores with an error: its cause, and a context that is not hidden."""
+    told = "".join(traceback.format_exception(error))
+    assert SPOILT not in told
+    assert "LINE 1" not in told
+    assert "TRY_CAST" in str(error)
+    assert "never sent twice" in str(error)
+
+
+def test_a_time_that_is_none_is_told_by_its_argument(project: Callable[..., Project]) -> None:
+    made = project(partitions_def=dg.DailyPartitionsDefinition("2026-01-01"), partition_expr="text")
+    made.load([("tweets", "t1", SPOILT)])
+
+    with pytest.raises(SourceFailedError, match=r"invalid timestamp.*`partition_expr`") as raised:
+        made.start("2026-01-02")
+
+    _check_discreet(raised.value)
+
+
+def test_an_expression_that_does_not_run_is_named_without_the_query(tmp_path: Path) -> None:
+    made = _project(tmp_path, partition_expr="corpuss || 'password=hunter2'")
+
+    with pytest.raises(SourceFailedError, match="corpuss") as raised:
+        _run(made)
+
+    assert "hunter2" not in "".join(traceback.format_exception(raised.value))
+
+
+def test_a_query_that_does_not_run_is_not_shown(tmp_path: Path) -> None:
+    made = _project(
+        tmp_path, source=None, query="SELECT corpus, id, nope FROM texts WHERE 'hunter2' <> ''"
+    )
+
+    with pytest.raises(SourceNotFoundError, match="nope") as raised:
+        _run(made)
+
+    assert "hunter2" not in "".join(traceback.format_exception(raised.value))
 
 
 # --- another output -------------------------------------------------------------------------
