@@ -70,6 +70,19 @@ class SourceFailedError(ClaudeBatchError):
         )
 
 
+class UnstableSourceError(ClaudeBatchError):
+    """The source gives something else each time it is read, so that no plan of it can be sent."""
+
+    def __init__(self, asset: str) -> None:
+        super().__init__(
+            f"The source of asset {asset!r} gives other rows or texts each time it is read: it "
+            "takes a sample, calls random() or now(), or is written to all the time. What was "
+            f"planned of it was not sent, for it is not there any more. {_NOTHING_IS_LOST} "
+            "Materialize the source as a table first, name that as `source`, and materialize "
+            "again."
+        )
+
+
 class MissingColumnError(ClaudeBatchError):
     """An argument names a column that the source does not have."""
 

@@ -72,7 +72,8 @@ def attach(
         MaterializationDoneError: The run is an automatic retry, and there is nothing left to do.
         LedgerLostError: The run is to collect what this ledger does not know.
         SourceNotFoundError, SourceFailedError, MissingColumnError, NullRowKeyError,
-        DuplicateRowKeyError, ColumnCollisionError, ColumnTypeChangedError, OversizedRequestError: Nothing was planned.
+        DuplicateRowKeyError, ColumnCollisionError, ColumnTypeChangedError,
+        OversizedRequestError: Nothing was planned.
     """
     ledger.open_ledger(connection, now)
     asset = declaration.asset

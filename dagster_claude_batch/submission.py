@@ -53,11 +53,13 @@ class Body:
 class Spooled:
     """What could be prepared: bodies to send, and planned chunks whose rows have changed.
 
-    As a context it closes the bodies, which are gone then.
+    ``lacks_rows``: some of these rows were not there. As a context it closes the bodies, which
+    are gone then.
     """
 
     bodies: list[Body]
     stale: list[Chunk]
+    lacks_rows: bool = False
 
     def __enter__(self) -> Self:
         return self
@@ -134,6 +136,7 @@ def spool(
     return Spooled(
         [each.finish() for each in spools.values() if each.is_fresh],
         [each.discard() for each in spools.values() if not each.is_fresh],
+        any(each.lines < each.chunk.requests for each in spools.values()),
     )
 
 

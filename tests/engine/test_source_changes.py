@@ -16,6 +16,7 @@ from dagster_claude_batch.errors import (
     MissingColumnError,
     SourceFailedError,
     SourceNotFoundError,
+    UnstableSourceError,
 )
 from dagster_claude_batch.ledger import MaterializationConfig
 
@@ -256,6 +257,86 @@ def test_a_source_that_keeps_growing_is_come_to_an_end_with(tmp_path: Path, stag
     assert made.sql("SELECT state FROM claude_batch.materializations") == [("done",)]
     assert made.answers() == [0, 1, 2, 3]
     assert set(made.materialize().rows) == {str(n) for n in range(100, last + 1)}
+
+
+# --- a source that is never twice the same --------------------------------------------------
+
+VOLATILE = {
+    "a sample": "SELECT * FROM texts USING SAMPLE 1 ROWS",
+    "rows by chance": "SELECT * FROM texts WHERE random() < 0.5",
+    "the time in a text": "SELECT * REPLACE (text || ' as of ' || now() AS text) FROM texts",
+    "chance in a text": "SELECT * REPLACE (text || random() AS text) FROM texts",
+}
+
+
+@pytest.mark.parametrize("query", VOLATILE.values(), ids=VOLATILE)
+def test_a_source_that_is_never_twice_the_same_is_an_error_and_nothing_is_sent(
+    tmp_path: Path, query: str
+) -> None:
+    made = _many(tmp_path, query, 100_000 if "SAMPLE" in query else 60)
+
+    with pytest.raises(UnstableSourceError, match="materialize"):
+        made.start()
+
+    assert made.wire.posts() == 0
+    assert made.sql("SELECT state FROM claude_batch.materializations") == [("cancelled",)]
+    made.load([("tweets", f"t{n}", "x") for n in range(3)])
+    made.declare()
+    assert made.materialize().rows == ["t0", "t1", "t2"]
+
+
+def _many(directory: Path, query: str, rows: int = 60, **declared: Any) -> Project:
+    made = Project(directory, source=None, query=query, **declared)
+    made.sql(
+        "CREATE TABLE texts AS SELECT 'tweets' AS corpus, 't' || range AS id, 'x' AS text "
+        f"FROM range({rows})"
+    )
+    return made
+
+
+def test_what_was_sent_of_a_source_that_is_never_twice_the_same_is_collected_first(
+    tmp_path: Path,
+) -> None:
+    changing = "CASE WHEN id = 't7' THEN text || random() ELSE text END AS text"
+    made = _many(tmp_path, f"SELECT * REPLACE ({changing}) FROM texts", chunk_size=10)
+    run = made.start()
+    out = run.waiting
+    assert out is not None
+    sent = made.sent().rows
+    made.end_batches()
+
+    with pytest.raises(UnstableSourceError):
+        run.advance()
+
+    assert "t7" not in sent
+    assert len(sent) >= 50
+    assert sorted(made.answers()) == sent
+    assert len(made.claude.simulator.bill()) == len(sent)
+
+
+@pytest.mark.parametrize(
+    ("change", "asked"),
+    [("UPDATE texts SET text = 'changed'", 10), ("DELETE FROM texts WHERE id > 't2'", 3)],
+    ids=["all rows change", "rows leave"],
+)
+def test_a_change_of_many_planned_chunks_is_not_taken_for_chance(
+    tmp_path: Path, change: str, asked: int
+) -> None:
+    made = _many(tmp_path, "FROM texts SELECT *", 10, chunk_size=2, **ONE_CHUNK_AT_A_TIME)
+    run = made.start()
+    made.sql(change)
+
+    for _ in range(20):
+        if run.waiting is None:
+            break
+        made.end_batches()
+        run.advance()
+
+    assert made.sql("SELECT state FROM claude_batch.materializations") == [("done",)]
+    assert len(made.claude.simulator.bill()) == asked
+
+
+ONE_CHUNK_AT_A_TIME: dict[str, Any] = {"claude": {"max_in_flight_requests": 2}}
 
 
 # --- values that the source's own SQL cannot work with --------------------------------------
