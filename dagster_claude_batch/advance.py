@@ -144,8 +144,8 @@ class Engine(Workbench):
 
         Raises:
             ModelUnavailableError, SubmissionRefusedError, AccountHaltedError,
-            CredentialsRefusedError: See there. What had been sent before stays sent, and is
-                collected by whoever comes next.
+            CredentialsRefusedError, UnstableSourceError: See there. What had been sent before
+                stays sent, and is collected by whoever comes next.
         """
         if self._reconciler.watch().moved:
             self._adopt(materializations)

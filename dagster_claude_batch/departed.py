@@ -51,7 +51,8 @@ def welcome_back(
 ) -> None:
     """Give rows of a selected relation the answers they left behind, if they would ask the same.
 
-    An answer that such a row has meanwhile moves aside in its turn.
+    What left their own partition comes first; what is not taken stays, for the same row may
+    return to other partitions too. An answer that such a row has meanwhile moves aside in its turn.
     """
     _choose_returned(connection, declaration, relation)
     returned = (
@@ -74,7 +75,8 @@ def welcome_back(
     )
     connection.execute(
         f"DELETE FROM claude_batch.departed AS d WHERE d.asset = $asset AND EXISTS "
-        f"(SELECT 1 FROM {_RETURNED} AS r WHERE r.row_key = d.row_key AND r.hash = d.request_hash)",
+        f"(SELECT 1 FROM {_RETURNED} AS r WHERE r.row_key = d.row_key AND r.hash = d.request_hash "
+        "AND r.left_from IS NOT DISTINCT FROM d.partition AND r.departed_at = d.departed_at)",
         {"asset": declaration.asset},
     )
 
@@ -84,7 +86,8 @@ def _choose_returned(connection: Connection, declaration: Declaration, relation:
     connection.execute(
         f"""
         CREATE OR REPLACE TEMP TABLE claude_batch_returned AS
-        SELECT {selected_columns(declaration)}, r.partition, r.hash, d.row_key, d.answer
+        SELECT {selected_columns(declaration)}, r.partition, r.hash, d.row_key, d.answer,
+            d.partition AS left_from, d.departed_at
         FROM {relation} AS r
         JOIN claude_batch.departed AS d ON d.asset = $asset AND d.request_hash = r.hash
             AND d.row_key = CAST(json_array({selected_keys(declaration)}) AS VARCHAR)
@@ -92,7 +95,8 @@ def _choose_returned(connection: Connection, declaration: Declaration, relation:
             SELECT 1 FROM {declaration.answers.sql} AS here
             WHERE {here} AND here._request_hash = r.hash)
         QUALIFY row_number() OVER (
-            PARTITION BY d.row_key, r.partition ORDER BY d.departed_at DESC) = 1
+            PARTITION BY d.row_key, r.partition
+            ORDER BY d.partition IS NOT DISTINCT FROM r.partition DESC, d.departed_at DESC) = 1
         """,
         {"asset": declaration.asset},
     )

@@ -22,6 +22,22 @@ _FAILURES_IN_STREAMS: Final = re.compile(
 )
 """How such a message begins when it passed through an Arrow stream, which makes it an OSError."""
 
+_FAILURES_OF_SOURCES: Final = re.compile(r"(?:[A-Z][a-z]+ )+Error:")
+"""How a message begins that is about some SQL or its data, and passed through an Arrow stream."""
+
+_ABOUT_NAMES: Final = ("Binder Error:", "Catalog Error:")
+"""Such messages name columns, tables and functions; all others may quote a value of the data."""
+
+_NO_SUCH_FILE: Final = "No files found that match the pattern"
+
+_TELLING: Final = re.compile(
+    r"invalid \w+ field format|malformed json|could not parse string|could not convert string"
+    r"|can't be cast|out of range|overflow|division by zero|more than one row returned"
+    r"|syntax error|not recognized",
+    re.IGNORECASE,
+)
+_CAST_COLUMN: Final = re.compile(r"casting from source column (\w{1,64})$")
+
 _SECRETS: Final = re.compile(r"(?i)((?:token|password|secret|key)\w*\s*=\s*)[^\s&'\";]+")
 
 
@@ -51,6 +67,19 @@ def is_failure(error: Exception) -> bool:
     return type(error) is duckdb.Error  # a checksum that does not match has no class of its own
 
 
+def is_of_source(error: Exception) -> bool:
+    """Whether reading a table or query failed because of its SQL or its data."""
+    if isinstance(error, duckdb.TransactionException):
+        return False
+    if isinstance(error, duckdb.Error):
+        # A file that a query names, and that is not there, is the query's trouble.
+        is_lock_or_disk = is_failure(error) or is_lock(error)
+        return _NO_SUCH_FILE in str(error) or not is_lock_or_disk
+    # What came through an Arrow stream; the operating system's own errors have a number.
+    is_streamed = isinstance(error, OSError) and error.errno is None
+    return is_streamed and not is_failure(error) and bool(_FAILURES_OF_SOURCES.match(str(error)))
+
+
 def is_signal(error: Exception) -> bool:
     """Whether a signal ended a query; DuckDB puts this in place of what its handler raised."""
     return isinstance(error, RuntimeError | OSError) and "Query interrupted" in str(error)
@@ -69,6 +98,21 @@ def problem_of(error: Exception) -> str:
     text = " ".join(str(error).partition("\nStack Trace")[0].split())
     shown = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
     return without_credentials(shown).rstrip(".!") + "."
+
+
+def problem_of_source(error: Exception) -> str:
+    """What DuckDB says of a table or query, without any value of its data or text of its SQL."""
+    text = re.split(r"\s*\n\s*LINE \d+: ", str(error), maxsplit=1)[0]
+    if text.startswith(_ABOUT_NAMES):
+        return problem_of(duckdb.Error(text))
+    if _NO_SUCH_FILE in text:
+        return "IO Error: a file that it names is not there."
+    kind = text.partition(":")[0] if _FAILURES_OF_SOURCES.match(text) else type(error).__name__
+    told = _TELLING.search(text)
+    column = _CAST_COLUMN.search(text)
+    said = [told.group().lower()] if told else []
+    said += [f"in a cast of column {column.group(1)}"] if column else []
+    return f"{kind}: {', '.join(said) or 'one of its values, or of its expressions, is invalid'}."
 
 
 def without_credentials(text: str) -> str:

@@ -54,6 +54,35 @@ class SourceNotFoundError(ClaudeBatchError):
         )
 
 
+class SourceFailedError(ClaudeBatchError):
+    """The source was found, but its rows could not be read.
+
+    ``problem`` holds no value of the data and no text of the query.
+    """
+
+    def __init__(self, asset: str, problem: str) -> None:
+        super().__init__(
+            f"Reading the rows of the source of asset {asset!r} failed: {problem} What was to be "
+            f"planned or sent now was not. {_NOTHING_IS_LOST} Run the query, or select from the "
+            "table, in DuckDB to see the value; correct it, or let `query` and `partition_expr` "
+            "tolerate it (TRY_CAST in place of CAST, TRY(…) round a function); then materialize "
+            "again."
+        )
+
+
+class UnstableSourceError(ClaudeBatchError):
+    """The source gives something else each time it is read, so that no plan of it can be sent."""
+
+    def __init__(self, asset: str) -> None:
+        super().__init__(
+            f"The source of asset {asset!r} gives other rows or texts each time it is read: it "
+            "takes a sample, calls random() or now(), or is written to all the time. What was "
+            f"planned of it was not sent, for it is not there any more. {_NOTHING_IS_LOST} "
+            "Materialize the source as a table first, name that as `source`, and materialize "
+            "again."
+        )
+
+
 class MissingColumnError(ClaudeBatchError):
     """An argument names a column that the source does not have."""
 

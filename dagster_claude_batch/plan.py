@@ -11,7 +11,7 @@ from dagster_claude_batch.chunks import Chunk
 from dagster_claude_batch.declaration import Declaration
 from dagster_claude_batch.ledger import LedgerAsset, Materialization
 from dagster_claude_batch.preparing import prepare_tables
-from dagster_claude_batch.source import PartitionSlice, find_source, select_rows
+from dagster_claude_batch.source import PartitionSlice, find_source, reading, select_rows
 from dagster_claude_batch.warehouse import Connection
 
 ROWS: Final = "temp.claude_batch_rows"
@@ -47,17 +47,18 @@ class Plan:
         """Render the source's rows into `ROWS`, without keeping the prompts.
 
         Raises:
-            SourceNotFoundError, MissingColumnError, ColumnTypeChangedError,
+            SourceNotFoundError, SourceFailedError, MissingColumnError, ColumnTypeChangedError,
             ColumnCollisionError: The source, or what is declared, has changed.
         """
         source = find_source(self.connection, self.declaration)
         prepare_tables(self.connection, self.declaration, source)
         query = select_rows(self.connection, self.declaration, source, slices, only=only)
-        self.connection.execute(
-            f"CREATE OR REPLACE TEMP TABLE claude_batch_rows AS "
-            f"SELECT * EXCLUDE (prompt), strlen(to_json(prompt)) AS bytes FROM ({query.sql})",
-            dict(query.parameters),
-        )
+        with reading(self.declaration):
+            self.connection.execute(
+                f"CREATE OR REPLACE TEMP TABLE claude_batch_rows AS "
+                f"SELECT * EXCLUDE (prompt), strlen(to_json(prompt)) AS bytes FROM ({query.sql})",
+                dict(query.parameters),
+            )
 
 
 def in_scope(ours: str) -> str:

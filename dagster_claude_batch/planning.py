@@ -71,8 +71,9 @@ def attach(
     Raises:
         MaterializationDoneError: The run is an automatic retry, and there is nothing left to do.
         LedgerLostError: The run is to collect what this ledger does not know.
-        SourceNotFoundError, MissingColumnError, NullRowKeyError, DuplicateRowKeyError,
-        ColumnCollisionError, ColumnTypeChangedError, OversizedRequestError: Nothing was planned.
+        SourceNotFoundError, SourceFailedError, MissingColumnError, NullRowKeyError,
+        DuplicateRowKeyError, ColumnCollisionError, ColumnTypeChangedError,
+        OversizedRequestError: Nothing was planned.
     """
     ledger.open_ledger(connection, now)
     asset = declaration.asset

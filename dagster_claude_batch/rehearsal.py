@@ -13,7 +13,7 @@ from dagster_claude_batch.matching import selected_keys
 from dagster_claude_batch.plan import CHOSEN, ROWS, Plan
 from dagster_claude_batch.planning import sizes_of_chunks
 from dagster_claude_batch.preparing import prepare_tables
-from dagster_claude_batch.source import PartitionSlice, find_source, select_rows
+from dagster_claude_batch.source import PartitionSlice, find_source, reading, select_rows
 from dagster_claude_batch.warehouse import Connection, row, rows
 
 _EXAMPLES: Final = 3
@@ -81,11 +81,12 @@ def _rehearsed(plan: Plan, part: PartitionSlice) -> RehearsedPartition:
         [part],
         only=chosen,
     )
-    found = rows(
-        plan.connection,
-        f"SELECT {selected_keys(plan.declaration)}, prompt FROM ({query.sql}) ORDER BY ALL",
-        query.parameters,
-    )
+    with reading(plan.declaration):
+        found = rows(
+            plan.connection,
+            f"SELECT {selected_keys(plan.declaration)}, prompt FROM ({query.sql}) ORDER BY ALL",
+            query.parameters,
+        )
     examples = [(", ".join(map(str, values[:-1])), str(values[-1])) for values in found]
     return RehearsedPartition(part.key, due, invalid, size, examples)
 

@@ -1,18 +1,21 @@
 """The rows of a partition: what is asked about, selected and rendered inside DuckDB."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
 import duckdb
 
+from dagster_claude_batch import duckdb_errors
 from dagster_claude_batch.declaration import Declaration
 from dagster_claude_batch.errors import (
     ColumnTypeChangedError,
     DeclarationError,
     MissingColumnError,
+    SourceFailedError,
     SourceNotFoundError,
 )
 from dagster_claude_batch.identifiers import quote_identifier
@@ -99,14 +102,32 @@ def find_source(connection: Connection, declaration: Declaration) -> SourceTable
     for relation in relations:
         try:
             source = SourceTable(relation, columns_of(connection, relation))
-        except (duckdb.InterruptException, duckdb.ConnectionException, duckdb.FatalException):
-            raise  # the connection's trouble, not the source's
         except duckdb.Error as error:
-            problem = problem or str(error)
+            if not duckdb_errors.is_of_source(error):
+                raise
+            problem = problem or duckdb_errors.problem_of_source(error)
         else:
             _check_columns(declaration, source)
             return source
     raise SourceNotFoundError(declaration.asset, declaration.source_label, problem)
+
+
+@contextmanager
+def reading(declaration: Declaration) -> Generator[None]:
+    """Explain what goes wrong while the source's rows are read, without showing any of them.
+
+    Raises:
+        SourceFailedError: A value or an expression of the source cannot be worked with.
+    """
+    try:
+        yield
+    except (duckdb.Error, OSError) as error:
+        if not duckdb_errors.is_of_source(error):
+            raise
+        problem = duckdb_errors.problem_of_source(error)
+        problem = re.sub(r"column e\d+\b", "`partition_expr`", problem)  # as `_picked` names it
+        # Not chained: DuckDB's own message quotes values, and Dagster stores whole chains.
+        raise SourceFailedError(declaration.asset, problem) from None
 
 
 def _check_columns(declaration: Declaration, source: SourceTable) -> None:
@@ -224,7 +245,8 @@ def _sliced(
     conditions: list[str] = []
     bound: dict[str, object] = {"slice_keys": [part.key for part in slices]}
     for number, expression in enumerate(declaration.partition_exprs):
-        kind = _type_of_expression(connection, source, expression)
+        with reading(declaration):
+            kind = _type_of_expression(connection, source, expression)
         bounds = [part.bounds[number] for part in slices]
         if all(isinstance(bound_, Equals) for bound_ in bounds):
             columns.append(f"unnest($slice_{number}) AS value{number}")

@@ -24,7 +24,9 @@ from dagster_claude_batch.outcomes import is_halt
 from dagster_claude_batch.resource import ClaudeBatchResource
 from dagster_claude_batch.source import (
     PartitionSlice,
+    Query,
     find_source,
+    reading,
     refuse_changed_keys,
     select_rows,
 )
@@ -51,11 +53,13 @@ class Body:
 class Spooled:
     """What could be prepared: bodies to send, and planned chunks whose rows have changed.
 
-    As a context it closes the bodies, which are gone then.
+    ``lacks_rows``: some of these rows were not there. As a context it closes the bodies, which
+    are gone then.
     """
 
     bodies: list[Body]
     stale: list[Chunk]
+    lacks_rows: bool = False
 
     def __enter__(self) -> Self:
         return self
@@ -114,8 +118,8 @@ def spool(
     Stops at `MAX_SPOOLED_BYTES`, after one chunk at the least.
 
     Raises:
-        SourceNotFoundError, MissingColumnError, ColumnTypeChangedError: The source has gone or
-            changed; the chunks stay planned.
+        SourceNotFoundError, SourceFailedError, MissingColumnError, ColumnTypeChangedError: The
+            source has gone or changed; the chunks stay planned.
         NoTemporarySpaceError: The bodies do not fit on the disk; the chunks stay planned.
     """
     sizes = itertools.accumulate(chunk.bytes for chunk in chunks)
@@ -132,6 +136,7 @@ def spool(
     return Spooled(
         [each.finish() for each in spools.values() if each.is_fresh],
         [each.discard() for each in spools.values() if not each.is_fresh],
+        any(each.lines < each.chunk.requests for each in spools.values()),
     )
 
 
@@ -152,30 +157,41 @@ def _write_all(
         same = list(group)
         _choose(connection, declaration, registered, [each.chunk for each in same])
         query = select_rows(connection, declaration, source, slices, only=_CHOSEN)
-        head, tail = declaration.shape.around(max_tokens=max_tokens)
-        lines = read_arrow(
-            connection,
-            f"""
-            SELECT c.chunk_id, s.hash IS NOT DISTINCT FROM c.hash AS same,
-                $opening || n.nonce || '-' || c.ordinal || $head || to_json(s.prompt) || $tail,
-                c.ordinal
-            FROM ({query.sql}) AS s
-            JOIN {_CHOSEN} AS c ON {selected_is_selected(declaration, "s", "c")}
-            JOIN (SELECT unnest($chunk_ids::BIGINT[]) AS chunk_id, unnest($nonces) AS nonce) AS n
-                ON n.chunk_id = c.chunk_id
-            ORDER BY c.chunk_id, c.ordinal
-            """,
-            {
-                **query.parameters,
-                "opening": ',{"custom_id":"',
-                "head": f'","params":{head}',
-                "tail": f"{tail}}}",
-                "chunk_ids": [each.chunk.chunk_id for each in same],
-                "nonces": [each.nonce for each in same],
-            },
-        )
-        for batch in lines:
-            _distribute(batch, spools)
+        with reading(declaration):
+            for batch in _lines(connection, declaration, query, max_tokens, same):
+                _distribute(batch, spools)
+
+
+def _lines(
+    connection: Connection,
+    declaration: Declaration,
+    query: Query,
+    max_tokens: int,
+    spools: Sequence["_Spool"],
+) -> pa.RecordBatchReader:
+    """The requests of the chosen rows, each behind its comma, in the order of their chunks."""
+    head, tail = declaration.shape.around(max_tokens=max_tokens)
+    return read_arrow(
+        connection,
+        f"""
+        SELECT c.chunk_id, s.hash IS NOT DISTINCT FROM c.hash AS same,
+            $opening || n.nonce || '-' || c.ordinal || $head || to_json(s.prompt) || $tail,
+            c.ordinal
+        FROM ({query.sql}) AS s
+        JOIN {_CHOSEN} AS c ON {selected_is_selected(declaration, "s", "c")}
+        JOIN (SELECT unnest($chunk_ids::BIGINT[]) AS chunk_id, unnest($nonces) AS nonce) AS n
+            ON n.chunk_id = c.chunk_id
+        ORDER BY c.chunk_id, c.ordinal
+        """,
+        {
+            **query.parameters,
+            "opening": ',{"custom_id":"',
+            "head": f'","params":{head}',
+            "tail": f"{tail}}}",
+            "chunk_ids": [each.chunk.chunk_id for each in spools],
+            "nonces": [each.nonce for each in spools],
+        },
+    )
 
 
 def _choose(

@@ -435,6 +435,27 @@ def test_truncating_and_loading_again_pays_for_nothing(tweets: Project) -> None:
     assert len(tweets.answers()) == 10
 
 
+def test_a_row_of_two_partitions_gets_the_answer_of_each_back(project: Make) -> None:
+    made = project()
+    texts = [("tweets", "t1", "the same"), ("reviews", "t1", "the same")]
+    made.load(texts)
+    made.materialize("tweets")
+    made.materialize("reviews")
+    made.load([])
+    made.materialize("tweets")
+    made.materialize("reviews")
+    made.load(texts)
+
+    made.materialize("tweets")
+    assert made.sql("SELECT partition FROM claude_batch.departed") == [("reviews",)]
+    made.materialize("reviews")
+
+    assert made.wire.posts() == 2
+    assert made.answers("_partition, id") == [("reviews", "t1"), ("tweets", "t1")]
+    assert made.sql("SELECT count(DISTINCT _batch_id) FROM main.sentiment") == [(2,)]
+    assert made.sql("SELECT * FROM claude_batch.departed") == []
+
+
 def test_a_row_that_left_while_its_batch_was_out_is_landed_and_departs_next_time(
     tweets: Project,
 ) -> None:

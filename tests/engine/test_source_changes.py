@@ -1,9 +1,11 @@
 """The source and the declaration, when they change while something is out."""
 
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+import dagster as dg
 import pytest
 from kit import Project, RunOfTest
 from pydantic import BaseModel
@@ -12,8 +14,11 @@ from dagster_claude_batch.errors import (
     ClaudeBatchError,
     ColumnTypeChangedError,
     MissingColumnError,
+    SourceFailedError,
     SourceNotFoundError,
+    UnstableSourceError,
 )
+from dagster_claude_batch.ledger import MaterializationConfig
 
 Change = Callable[[Project], object]
 
@@ -252,6 +257,176 @@ def test_a_source_that_keeps_growing_is_come_to_an_end_with(tmp_path: Path, stag
     assert made.sql("SELECT state FROM claude_batch.materializations") == [("done",)]
     assert made.answers() == [0, 1, 2, 3]
     assert set(made.materialize().rows) == {str(n) for n in range(100, last + 1)}
+
+
+# --- a source that is never twice the same --------------------------------------------------
+
+VOLATILE = {
+    "a sample": "SELECT * FROM texts USING SAMPLE 1 ROWS",
+    "rows by chance": "SELECT * FROM texts WHERE random() < 0.5",
+    "the time in a text": "SELECT * REPLACE (text || ' as of ' || now() AS text) FROM texts",
+    "chance in a text": "SELECT * REPLACE (text || random() AS text) FROM texts",
+}
+
+
+@pytest.mark.parametrize("query", VOLATILE.values(), ids=VOLATILE)
+def test_a_source_that_is_never_twice_the_same_is_an_error_and_nothing_is_sent(
+    tmp_path: Path, query: str
+) -> None:
+    made = _many(tmp_path, query, 100_000 if "SAMPLE" in query else 60)
+
+    with pytest.raises(UnstableSourceError, match="materialize"):
+        made.start()
+
+    assert made.wire.posts() == 0
+    assert made.sql("SELECT state FROM claude_batch.materializations") == [("cancelled",)]
+    made.load([("tweets", f"t{n}", "x") for n in range(3)])
+    made.declare()
+    assert made.materialize().rows == ["t0", "t1", "t2"]
+
+
+def _many(directory: Path, query: str, rows: int = 60, **declared: Any) -> Project:
+    made = Project(directory, source=None, query=query, **declared)
+    made.sql(
+        "CREATE TABLE texts AS SELECT 'tweets' AS corpus, 't' || range AS id, 'x' AS text "
+        f"FROM range({rows})"
+    )
+    return made
+
+
+def test_what_was_sent_of_a_source_that_is_never_twice_the_same_is_collected_first(
+    tmp_path: Path,
+) -> None:
+    changing = "CASE WHEN id = 't7' THEN text || random() ELSE text END AS text"
+    made = _many(tmp_path, f"SELECT * REPLACE ({changing}) FROM texts", chunk_size=10)
+    run = made.start()
+    out = run.waiting
+    assert out is not None
+    sent = made.sent().rows
+    made.end_batches()
+
+    with pytest.raises(UnstableSourceError):
+        run.advance()
+
+    assert "t7" not in sent
+    assert len(sent) >= 50
+    assert sorted(made.answers()) == sent
+    assert len(made.claude.simulator.bill()) == len(sent)
+
+
+@pytest.mark.parametrize(
+    ("change", "asked"),
+    [("UPDATE texts SET text = 'changed'", 10), ("DELETE FROM texts WHERE id > 't2'", 3)],
+    ids=["all rows change", "rows leave"],
+)
+def test_a_change_of_many_planned_chunks_is_not_taken_for_chance(
+    tmp_path: Path, change: str, asked: int
+) -> None:
+    made = _many(tmp_path, "FROM texts SELECT *", 10, chunk_size=2, **ONE_CHUNK_AT_A_TIME)
+    run = made.start()
+    made.sql(change)
+
+    for _ in range(20):
+        if run.waiting is None:
+            break
+        made.end_batches()
+        run.advance()
+
+    assert made.sql("SELECT state FROM claude_batch.materializations") == [("done",)]
+    assert len(made.claude.simulator.bill()) == asked
+
+
+ONE_CHUNK_AT_A_TIME: dict[str, Any] = {"claude": {"max_in_flight_requests": 2}}
+
+
+# --- values that the source's own SQL cannot work with --------------------------------------
+
+SPOILT = "SECRETPROMPT of a row"
+
+
+NUMBERED = {
+    "source": None,
+    "query": "SELECT *, CAST(replace(text, 'Tweet number ', '') AS INTEGER) AS number FROM texts",
+    "prompt": "Rate {{ id }} now: {{ text }}, {{ number }}",
+}
+SPOIL = f"UPDATE texts SET text = '{SPOILT}' WHERE id = 2"
+
+
+def _start(project: Project) -> object:
+    return _run(project)
+
+
+def _rehearse(project: Project) -> object:
+    return project.engine().rehearse(["tweets"], MaterializationConfig())
+
+
+@pytest.mark.parametrize("read", [_start, _rehearse], ids=["planning", "dry run"])
+def test_a_value_that_cannot_be_cast_is_an_error_that_does_not_show_it(
+    tmp_path: Path, read: Change
+) -> None:
+    made = _project(tmp_path, **NUMBERED)
+    made.sql(SPOIL)
+
+    with pytest.raises(SourceFailedError, match=r"'sentiment' failed: Conversion Error:") as raised:
+        read(made)
+
+    _check_discreet(raised.value)
+    assert made.wire.posts() == 0
+
+
+@stages
+def test_a_value_spoilt_during_the_wait_is_an_error_and_is_gone_on_with_later(
+    tmp_path: Path, stage: Stage
+) -> None:
+    made = stage(tmp_path, **NUMBERED)
+    made.sql(SPOIL)
+
+    with pytest.raises(SourceFailedError) as raised:
+        _run(made)
+
+    _check_discreet(raised.value)
+    made.sql(BACK)
+    _come_to_rest(made)
+    assert made.answers() == [0, 1, 2, 3]
+
+
+def _check_discreet(error: BaseException) -> None:
+    """Nor does what Dagster stores with an error: its cause, and a context that is not hidden."""
+    told = "".join(traceback.format_exception(error))
+    assert SPOILT not in told
+    assert "LINE 1" not in told
+    assert "TRY_CAST" in str(error)
+    assert "never sent twice" in str(error)
+
+
+def test_a_time_that_is_none_is_told_by_its_argument(project: Callable[..., Project]) -> None:
+    made = project(partitions_def=dg.DailyPartitionsDefinition("2026-01-01"), partition_expr="text")
+    made.load([("tweets", "t1", SPOILT)])
+
+    with pytest.raises(SourceFailedError, match=r"invalid timestamp.*`partition_expr`") as raised:
+        made.start("2026-01-02")
+
+    _check_discreet(raised.value)
+
+
+def test_an_expression_that_does_not_run_is_named_without_the_query(tmp_path: Path) -> None:
+    made = _project(tmp_path, partition_expr="corpuss || 'password=hunter2'")
+
+    with pytest.raises(SourceFailedError, match="corpuss") as raised:
+        _run(made)
+
+    assert "hunter2" not in "".join(traceback.format_exception(raised.value))
+
+
+def test_a_query_that_does_not_run_is_not_shown(tmp_path: Path) -> None:
+    made = _project(
+        tmp_path, source=None, query="SELECT corpus, id, nope FROM texts WHERE 'hunter2' <> ''"
+    )
+
+    with pytest.raises(SourceNotFoundError, match="nope") as raised:
+        _run(made)
+
+    assert "hunter2" not in "".join(traceback.format_exception(raised.value))
 
 
 # --- another output -------------------------------------------------------------------------
