@@ -1,6 +1,6 @@
 """Before the first chunk: what would fail every row, found out for nothing."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from anthropic.types import ModelInfo
 
@@ -34,7 +34,7 @@ def check_model(bench: Workbench, materialization: Materialization) -> None:
     """
     if materialization.model_max_tokens is not None:
         return
-    model = bench.declaration.shape.model
+    model, asked_at = bench.declaration.shape.model, bench.claude.now()
     try:
         found, theirs = bench.claude.model_and_time(model)
     except NoCredentialsError:
@@ -51,7 +51,7 @@ def check_model(bench: Workbench, materialization: Materialization) -> None:
     if problem is not None:
         bench.close(materialization, if_unsent=True)
         raise ModelUnavailableError(bench.declaration.asset, model, problem)
-    ahead = bench.claude.now() - theirs if theirs is not None else timedelta()
+    ahead = _ahead(asked_at, theirs, bench.claude.now())
     if abs(ahead) > CLOCK_SKEW:
         bench.close(materialization, if_unsent=True)
         raise ClockError(bench.declaration.asset, ahead)
@@ -61,6 +61,13 @@ def check_model(bench: Workbench, materialization: Materialization) -> None:
         bench.warehouse.transact(
             lambda connection: ledger.note_model_limit(connection, identity, limit)
         )
+
+
+def _ahead(asked_at: datetime, theirs: datetime | None, now: datetime) -> timedelta:
+    """How far our clock is ahead of theirs, at the least: they answered at some time between."""
+    if theirs is None or asked_at <= theirs <= now:
+        return timedelta()
+    return asked_at - theirs if theirs < asked_at else now - theirs
 
 
 def _problem_with(found: ModelInfo | None, declaration: Declaration) -> str | None:

@@ -142,3 +142,14 @@ def test_an_answer_without_a_time_stops_nothing(tweets: Project, date: str) -> N
     tweets.wire.answer(MODEL, 200, answer, date=date)
 
     assert len(tweets.materialize().rows) == 10
+
+
+def test_a_slow_answer_is_no_wrong_clock(tweets: Project) -> None:
+    def slow(request: httpx2.Request) -> httpx2.Response:
+        answer = tweets.wire.transport.handle_request(request)
+        tweets.claude.simulator.advance(timedelta(minutes=20))
+        return answer
+
+    tweets.wire.faults.append((MODEL, slow))
+
+    assert len(tweets.materialize().rows) == 10
