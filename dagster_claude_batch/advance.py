@@ -1,7 +1,7 @@
 """The one loop: find out, land, plan, send, and say what is still waited for."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import duckdb
 
@@ -19,6 +19,7 @@ from dagster_claude_batch.errors import (
 from dagster_claude_batch.ledger import Materialization, MaterializationConfig
 from dagster_claude_batch.outstanding import chunks_of
 from dagster_claude_batch.planning import attach, catch_up, plan_retries
+from dagster_claude_batch.preflight import check_for_rehearsal
 from dagster_claude_batch.reconciling import Reconciler
 from dagster_claude_batch.rehearsal import Rehearsal, rehearse
 from dagster_claude_batch.sending import Sender
@@ -106,7 +107,11 @@ class Engine(Workbench):
     def rehearse(
         self, partitions: Sequence[str | None], config: MaterializationConfig
     ) -> Rehearsal:
-        """Find out what `attach` and `advance` would send, and change nothing. See `attach`."""
+        """Find out what `attach` and `advance` would send, and change nothing.
+
+        Raises:
+            What `attach` raises, and `preflight.check_for_rehearsal`.
+        """
         now, slices = self.claude.now(), self.slices_of(partitions)
 
         def work(connection: Connection) -> None:
@@ -115,7 +120,7 @@ class Engine(Workbench):
         try:
             self.warehouse.transact(work)
         except _RolledBack as rolled_back:
-            return rolled_back.rehearsal
+            return replace(rolled_back.rehearsal, unchecked=check_for_rehearsal(self))
         raise AssertionError  # pragma: no cover  # it always is
 
     def attach_run(self, run_id: str, materializations: Sequence[Materialization]) -> None:

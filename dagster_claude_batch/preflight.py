@@ -8,6 +8,7 @@ from dagster_claude_batch import ledger
 from dagster_claude_batch.declaration import Declaration
 from dagster_claude_batch.doubt import CLOCK_SKEW
 from dagster_claude_batch.errors import (
+    ClaudeBatchError,
     ClockError,
     CredentialsRefusedError,
     ModelUnavailableError,
@@ -47,20 +48,46 @@ def check_model(bench: Workbench, materialization: Materialization) -> None:
             raise CredentialsRefusedError(asset, reason) from error
         bench.log.warning("The model could not be checked (%s); going on.", type(error).__name__)
         return
-    problem = _problem_with(found, bench.declaration)
-    if problem is not None:
+    try:
+        _refuse_unfit(bench, found, _ahead(asked_at, theirs, bench.claude.now()))
+    except ClaudeBatchError:
         bench.close(materialization, if_unsent=True)
-        raise ModelUnavailableError(bench.declaration.asset, model, problem)
-    ahead = _ahead(asked_at, theirs, bench.claude.now())
-    if abs(ahead) > CLOCK_SKEW:
-        bench.close(materialization, if_unsent=True)
-        raise ClockError(bench.declaration.asset, ahead)
+        raise
     limit = found.max_tokens if found else None
     if limit is not None:
         identity = materialization.materialization_id
         bench.warehouse.transact(
             lambda connection: ledger.note_model_limit(connection, identity, limit)
         )
+
+
+def check_for_rehearsal(bench: Workbench) -> str | None:
+    """Check for a dry run what `check_model` does; what kept it from asking, or None.
+
+    Raises:
+        ModelUnavailableError, CredentialsRefusedError, ClockError: As there.
+    """
+    asked_at = bench.claude.now()
+    try:
+        found, theirs = bench.claude.model_and_time(bench.declaration.shape.model)
+    except NoCredentialsError as error:
+        return type(error).__name__
+    except UNANSWERED as error:
+        if is_passing(error):
+            return type(error).__name__
+        raise CredentialsRefusedError(bench.declaration.asset, one_line(str(error))) from error
+    _refuse_unfit(bench, found, _ahead(asked_at, theirs, bench.claude.now()))
+    return None
+
+
+def _refuse_unfit(bench: Workbench, found: ModelInfo | None, ahead: timedelta) -> None:
+    """Refuse a model that cannot do what is asked, and a clock that is wrong."""
+    declaration = bench.declaration
+    problem = _problem_with(found, declaration)
+    if problem is not None:
+        raise ModelUnavailableError(declaration.asset, declaration.shape.model, problem)
+    if abs(ahead) > CLOCK_SKEW:
+        raise ClockError(declaration.asset, ahead)
 
 
 def _ahead(asked_at: datetime, theirs: datetime | None, now: datetime) -> timedelta:

@@ -35,10 +35,14 @@ class RehearsedPartition:
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """What a run would send, in how many chunks."""
+    """What a run would send, in how many chunks.
+
+    ``unchecked``: what kept the API from being asked whether the model will do, or None.
+    """
 
     partitions: Sequence[RehearsedPartition]
     chunks: int
+    unchecked: str | None = None
 
     @property
     def rows(self) -> int:

@@ -32,12 +32,18 @@ def describe_rehearsal(
     key: dg.AssetKey, declaration: Declaration, rehearsal: Rehearsal
 ) -> Iterator[dg.AssetObservation]:
     """What would be sent, for each partition of a dry run."""
+    unchecked = (
+        f" The model could not be checked, for the API gave no answer ({rehearsal.unchecked})."
+        if rehearsal.unchecked
+        else ""
+    )
     for part in rehearsal.partitions:
         rows = counted(part.rows, "row", "rows")
         yield dg.AssetObservation(
             key,
             partition=part.partition,
-            description=f"Dry run: {rows} would be sent. Nothing was sent, and nothing is changed.",
+            description=f"Dry run: {rows} would be sent. Nothing was sent, and nothing is changed."
+            f"{unchecked}",
             metadata={
                 "dry_run": True,
                 "rows_to_send": part.rows,

@@ -2,12 +2,19 @@
 
 from collections.abc import Callable
 
+import dagster as dg
+import httpx2
 import pytest
 from kit import Project
 
-from dagster_claude_batch.errors import DuplicateRowKeyError, SourceNotFoundError
+from dagster_claude_batch.errors import (
+    DuplicateRowKeyError,
+    ModelUnavailableError,
+    SourceNotFoundError,
+)
 from dagster_claude_batch.ledger import MaterializationConfig
 from dagster_claude_batch.rehearsal import RehearsedPartition
+from dagster_claude_batch.trial import describe_rehearsal
 
 Make = Callable[..., Project]
 TEN = [f"t{n}" for n in range(10)]
@@ -129,6 +136,31 @@ def test_a_dry_run_keeps_the_limit(tweets: Project) -> None:
     rehearsal = tweets.engine().rehearse(["tweets"], MaterializationConfig(limit=2))
 
     assert (rehearsal.rows, len(rehearsal.partitions[0].examples)) == (2, 2)
+
+
+def test_a_dry_run_fails_for_a_model_that_does_not_exist(tweets: Project) -> None:
+    tweets.declare(model="claude-haiku-99")
+    before = _tables(tweets)
+
+    with pytest.raises(ModelUnavailableError, match="does not exist"):
+        tweets.engine().rehearse(["tweets"], MaterializationConfig())
+
+    assert _tables(tweets) == before
+
+
+def test_a_dry_run_without_an_api_says_what_it_could_not_check(tweets: Project) -> None:
+    claude = tweets.claude
+    claude.__dict__["client"] = claude.client.with_options(max_retries=0)
+    tweets.wire.lose_call("GET /v1/models/claude-haiku-5-5", httpx2.ConnectError)
+
+    def said() -> str:
+        found = tweets.engine().rehearse(["tweets"], MaterializationConfig())
+        key, declaration = dg.AssetKey("sentiment"), tweets.asset.declaration
+        (observation,) = describe_rehearsal(key, declaration, found)
+        return str(observation.description)
+
+    assert said().endswith("could not be checked, for the API gave no answer (APIConnectionError).")
+    assert said().endswith("nothing is changed.")
 
 
 def test_a_dry_run_fails_for_what_a_run_would_fail_for(tweets: Project) -> None:
