@@ -127,12 +127,6 @@ def batch_prices(model: str, *, at: datetime | None = None) -> Prices | None:
     return _prices(batch)
 
 
-def standard_prices(model: str, *, at: datetime | None = None) -> Prices | None:
-    """Look up what a model costs outside batches, for comparison; None when unknown."""
-    price = _model_price(model, at, {})
-    return None if price is None else _prices(price)
-
-
 def sum_if_known(expression: str) -> str:
     """Return a DuckDB aggregate: the sum, or NULL as soon as one value is unknown."""
     return f"CASE WHEN count(*) = count({expression}) THEN sum({expression}) END"

@@ -1,7 +1,6 @@
 """What was declared for one asset, checked; the engine knows nothing else of its user."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 
 from dagster_claude_batch.chunking import SizeLimits
@@ -36,7 +35,6 @@ class Declaration:
     max_wait: timedelta | None = None
     limits: SizeLimits
     workspace: str
-    descriptions: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @property
     def failures(self) -> TableName:
