@@ -25,6 +25,7 @@ from dagster_claude_batch.preflight import check_model
 from dagster_claude_batch.reconciling import record
 from dagster_claude_batch.steadiness import refuse_unsteady
 from dagster_claude_batch.submission import (
+    MAX_SPOOLED_BYTES,
     Body,
     Created,
     InDoubt,
@@ -62,6 +63,7 @@ class Sender:
     work: Sequence[Outstanding] = ()
     stale_rounds: int = 0
     newest_when_stale: int = -1
+    max_spooled_bytes: int = MAX_SPOOLED_BYTES
 
     def send(self, work: Sequence[Outstanding]) -> Findings:
         """Send what fits into the window; ``again_at`` is when more may be accepted."""
@@ -165,7 +167,10 @@ class Sender:
             if not fitting:
                 return None
             at = asset_of(connection, self.bench.declaration.asset)
-            made.append(spool(connection, self.bench.declaration, at, fitting, slices))
+            most = self.max_spooled_bytes
+            made.append(
+                spool(connection, self.bench.declaration, at, fitting, slices, max_bytes=most)
+            )
             return made[-1]
 
         try:

@@ -112,10 +112,12 @@ def spool(
     registered: LedgerAsset,
     chunks: Sequence[Chunk],
     slices: Sequence[PartitionSlice],
+    *,
+    max_bytes: int = MAX_SPOOLED_BYTES,
 ) -> Spooled:
     """Write the request bodies of planned chunks to disk, from the source as it is now.
 
-    Stops at `MAX_SPOOLED_BYTES`, after one chunk at the least.
+    Stops at ``max_bytes``, after one chunk at the least.
 
     Raises:
         SourceNotFoundError, SourceFailedError, MissingColumnError, ColumnTypeChangedError: The
@@ -123,7 +125,7 @@ def spool(
         NoTemporarySpaceError: The bodies do not fit on the disk; the chunks stay planned.
     """
     sizes = itertools.accumulate(chunk.bytes for chunk in chunks)
-    wave = [c for c, used in zip(chunks, sizes, strict=True) if used <= MAX_SPOOLED_BYTES]
+    wave = [c for c, used in zip(chunks, sizes, strict=True) if used <= max_bytes]
     spools = {chunk.chunk_id: _Spool(chunk) for chunk in wave or chunks[:1]}
     try:
         _write_all(connection, declaration, registered, slices, spools)

@@ -122,12 +122,12 @@ class WatchedFiles(httpx2.BaseTransport):
                 self.problems.append(f"{path.name} is open to others: {stat.filemode(mode)}")
             elif path.is_file():
                 self.problems.append(f"{path.name} has a name")
-        for status in _open_files():
+        for status in open_files():
             if stat.S_ISREG(status.st_mode) and status.st_nlink == 0 and status.st_size:
                 self.unlinked.append(stat.filemode(status.st_mode))
 
 
-def _open_files() -> Iterator[os.stat_result]:
+def open_files() -> Iterator[os.stat_result]:
     for path in Path("/dev/fd").iterdir():
         try:
             yield os.fstat(int(path.name))
