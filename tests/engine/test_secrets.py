@@ -341,6 +341,33 @@ def test_dagster_stores_no_secret(tmp_path: Path, outcome: str | None) -> None:
     assert [secrets_in(text) for text in told + records.told if secrets_in(text)] == []
 
 
+def test_a_dry_run_shows_prompts_in_its_observation_and_nowhere_else(tmp_path: Path) -> None:
+    made = plant(Project(tmp_path, claude={"api_key": KEY}))
+    asset = build_claude_batch_asset("sentiment", **{**made.declared, **PLANTED})
+
+    with all_logs() as records, dg.instance_for_test(temp_dir=str(_fresh(tmp_path))) as instance:
+        result = dg.materialize(
+            [asset],
+            instance=instance,
+            partition_key="tweets",
+            resources={"duckdb": made.duckdb, "claude_batch": made.claude},
+            run_config={"ops": {"sentiment": {"config": {"dry_run": True}}}},
+        )
+        entries = instance.all_logs(result.run_id)
+
+    (observation,) = result.asset_observations_for_node("sentiment")
+    shown = {name: secrets_in(str(value)) for name, value in observation.metadata.items()}
+    assert {name: found for name, found in shown.items() if found} == {"prompts": [ROW, TEMPLATE]}
+    told = [str(observation.description)]
+    told += [dg.serialize_value(entry) for entry in entries if not _is_observation(entry)]
+    assert [secrets_in(text) for text in told + records.told if secrets_in(text)] == []
+
+
+def _is_observation(entry: dg.EventLogEntry) -> bool:
+    event = entry.dagster_event
+    return event is not None and event.event_type == dg.DagsterEventType.ASSET_OBSERVATION
+
+
 def _fresh(tmp_path: Path) -> Path:
     directory = tmp_path / "dagster"
     directory.mkdir()
