@@ -25,17 +25,24 @@ def prepare_tables(
     Raises:
         ColumnCollisionError: A column of the source and one of the output have one name.
         ColumnTypeChangedError: A column exists with another type.
+        TableTakenError: Another asset writes one of these tables.
     """
     row_key, include = row_key_types(declaration, source), include_types(declaration, source)
     output = {column.name: column.type for column in declaration.output.columns}
     refuse_collisions(declaration.asset, [*row_key, *include], list(output))
+    ours = [declaration.answers, declaration.failures]
+    ledger.refuse_taken_tables(connection, declaration.asset, ours)
     for table, columns in (
         (declaration.answers, {**row_key, **include, **output, **ANSWER_COLUMNS}),
         (declaration.failures, {**row_key, **include, **FAILURE_COLUMNS}),
     ):
         create_schema(connection, table)
         grow_table(connection, table, columns)
-    return ledger.register_asset(connection, declaration.asset, row_key=row_key, include=include)
+    registered = ledger.register_asset(
+        connection, declaration.asset, row_key=row_key, include=include
+    )
+    ledger.note_tables(connection, registered, ours)
+    return registered
 
 
 def refuse_collisions(asset: str, of_source: Sequence[str], of_output: Sequence[str]) -> None:
