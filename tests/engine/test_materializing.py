@@ -6,6 +6,7 @@ from decimal import Decimal
 from enum import Enum
 from typing import Literal
 
+import dagster as dg
 import pytest
 from kit import Project
 from pydantic import BaseModel
@@ -341,6 +342,25 @@ def test_a_column_that_the_prompt_names_but_the_source_lacks_is_an_error(tweets:
 def test_a_source_that_does_not_exist_is_an_error(project: Make) -> None:
     with pytest.raises(SourceNotFoundError, match="texts"):
         project().start()
+
+
+@pytest.mark.parametrize("schema", ["main", "public"])
+def test_the_table_of_an_asset_is_found_where_io_managers_place_it(
+    project: Make, schema: str
+) -> None:
+    made = project(source=dg.AssetKey("texts"))
+    made.load([("tweets", "t1", "x")])
+    if schema != "main":
+        made.sql(f"CREATE SCHEMA {schema}")
+        made.sql(f"CREATE TABLE {schema}.texts AS FROM main.texts")
+        made.sql("DROP TABLE main.texts")
+
+    assert made.materialize().rows == ["t1"]
+
+
+def test_an_asset_whose_table_is_nowhere_is_an_error(project: Make) -> None:
+    with pytest.raises(SourceNotFoundError, match="texts"):
+        project(source=dg.AssetKey("texts")).start()
 
 
 def test_a_source_column_that_collides_with_the_output_is_refused(tweets: Project) -> None:
