@@ -94,6 +94,23 @@ def test_what_does_not_change_the_question_asks_nothing_again(
     assert tweets.materialize().rows == []
 
 
+@pytest.mark.opens_anew
+def test_a_machine_in_another_time_zone_asks_nothing_again(
+    tweets: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tweets.sql("ALTER TABLE texts ADD COLUMN seen TIMESTAMPTZ DEFAULT '2026-01-01 12:00:00+00'")
+    tweets.declare(prompt="Rate {{ id }} now: {{ text }}, seen {{ seen }}")
+    monkeypatch.setenv("TZ", "America/New_York")
+    assert tweets.sql("SELECT DISTINCT CAST(seen AS VARCHAR) FROM texts") == [
+        ("2026-01-01 07:00:00-05",)
+    ]
+    tweets.materialize()
+
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+
+    assert tweets.materialize().rows == []
+
+
 def test_refresh_asks_every_row_again(tweets: Project) -> None:
     tweets.materialize()
 
