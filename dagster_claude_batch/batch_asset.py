@@ -147,12 +147,15 @@ def _is_plain(resource: DuckDBResource) -> bool:
 
 @contextmanager
 def _connect(resource: DuckDBResource) -> Generator[Connection]:
-    """Connect as the resource would, but once.
+    """Connect as the resource would, but once, and in UTC.
 
-    Its own retries double their pauses for 102 s, and so notice a lock's end far too late.
+    Its own retries double their pauses for 102 s, and so notice a lock's end far too late. A
+    prompt says an aware time in the connection's zone, by default the machine's: on another
+    machine it would be another question.
     """
     config = {"custom_user_agent": "dagster", **resource.connection_config}
     with closing(duckdb.connect(resource.database, read_only=False, config=config)) as connection:
+        connection.execute("SET TimeZone = 'UTC'")
         yield connection
 
 

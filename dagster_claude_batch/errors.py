@@ -116,6 +116,20 @@ class ColumnTypeChangedError(ClaudeBatchError):
         )
 
 
+class TableTakenError(ClaudeBatchError):
+    """Two assets would write one table, and each drop the answers of the other."""
+
+    def __init__(self, asset: str, table: str, *, owner: str) -> None:
+        quoted = owner.replace("'", "''")
+        super().__init__(
+            f"Asset {asset!r} would write the table {table} of asset {owner!r}: each would put "
+            "the answers of the other aside and ask anew. Nothing was submitted. Give one of them "
+            f"another `table`. If {owner!r} is not there any more, because it was renamed, let go "
+            "of its table: UPDATE claude_batch.assets SET tables = NULL "
+            f"WHERE asset = '{quoted}'"
+        )
+
+
 class NullRowKeyError(ClaudeBatchError):
     """Rows without an identity."""
 

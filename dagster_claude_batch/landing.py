@@ -18,6 +18,7 @@ from dagster_claude_batch.matching import our_columns, ours_is_ours
 from dagster_claude_batch.one_line import one_line
 from dagster_claude_batch.outcomes import MISSING, Absent, is_halt_of_row, is_retryable
 from dagster_claude_batch.plan import Plan
+from dagster_claude_batch.preparing import restore_tables
 from dagster_claude_batch.results import STAGED
 from dagster_claude_batch.tables import ANSWER_COLUMNS, FAILURE_COLUMNS, columns_of, grow_table
 from dagster_claude_batch.warehouse import Connection, rows
@@ -63,6 +64,7 @@ def land(plan: Plan, landing: Landing) -> None:
     chunks.mark_landed(connection, chunk, landing.counts, ended_at=landing.ended_at, now=plan.now)
     plan = plan.of_owner(chunk)
     chunk = replace(chunk, materialization_id=plan.materialization.materialization_id)
+    restore_tables(connection, declaration, plan.registered)
     _gather(connection, declaration, plan.registered, landing)
     if landing.is_late:
         _let_cancelled_expire(connection)

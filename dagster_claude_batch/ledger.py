@@ -3,11 +3,11 @@
 import json
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final, Literal, TypeAlias
 
-from dagster_claude_batch.errors import LedgerVersionError
+from dagster_claude_batch.errors import LedgerVersionError, TableTakenError
 from dagster_claude_batch.identifiers import quote_identifier
 from dagster_claude_batch.tables import USAGE_COLUMNS, TableName, exists, grow_table
 from dagster_claude_batch.warehouse import Connection, row, rows
@@ -64,6 +64,7 @@ _MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         "ALTER TABLE claude_batch.chunks ADD COLUMN doubted_at TIMESTAMP WITH TIME ZONE",
         "ALTER TABLE claude_batch.runs ADD COLUMN launch VARCHAR",
         "ALTER TABLE claude_batch.runs ADD COLUMN joined BOOLEAN DEFAULT false",
+        "ALTER TABLE claude_batch.assets ADD COLUMN tables VARCHAR[]",
     ),
 )
 
@@ -177,7 +178,8 @@ def register_asset(
         )
         registered = LedgerAsset(int(number), asset)
         connection.execute(
-            "INSERT INTO claude_batch.assets VALUES ($asset_id, $asset, NULL, 0)",
+            "INSERT INTO claude_batch.assets (asset_id, asset, chunks) "
+            "VALUES ($asset_id, $asset, 0)",
             {"asset_id": registered.asset_id, "asset": asset},
         )
     grow_table(connection, registered.requests, {**_REQUEST_COLUMNS, **row_key, **include})
@@ -206,6 +208,45 @@ def _create_requests_view(connection: Connection) -> None:
     ]
     union = " UNION ALL ".join(selects)
     connection.execute(f"CREATE OR REPLACE VIEW claude_batch.requests AS {union}")
+
+
+def refuse_taken_tables(connection: Connection, asset: str, tables: Sequence[TableName]) -> None:
+    """Check that no other asset writes these tables.
+
+    Raises:
+        TableTakenError: One does.
+    """
+    names = dict(zip(_identities(connection, tables), tables, strict=True))
+    taken = rows(
+        connection,
+        "SELECT asset, list_intersect(tables, $tables::VARCHAR[])[1] FROM claude_batch.assets "
+        "WHERE asset <> $asset AND list_has_any(tables, $tables::VARCHAR[])",
+        {"asset": asset, "tables": list(names)},
+    )
+    for owner, name in taken:
+        raise TableTakenError(asset, str(names[name]), owner=owner)
+
+
+def note_tables(
+    connection: Connection, registered: LedgerAsset, tables: Sequence[TableName]
+) -> None:
+    """Write down which tables an asset writes; those that it wrote before are free again."""
+    connection.execute(
+        "UPDATE claude_batch.assets SET tables = $tables::VARCHAR[] WHERE asset_id = $asset_id "
+        "AND tables IS DISTINCT FROM $tables::VARCHAR[]",
+        {"asset_id": registered.asset_id, "tables": _identities(connection, tables)},
+    )
+
+
+def _identities(connection: Connection, tables: Sequence[TableName]) -> list[str]:
+    """One name for each table, whatever its case; the ledger's own database is left out."""
+    (here,) = row(connection, "SELECT current_database()")
+    return [
+        replace(table, database=None).sql.casefold()
+        if table.database is None or table.database.casefold() == str(here).casefold()
+        else table.sql.casefold()
+        for table in tables
+    ]
 
 
 def claim_chunks(connection: Connection, registered: LedgerAsset, count: int) -> range:

@@ -21,7 +21,7 @@ from dagster_claude_batch.errors import (
 from dagster_claude_batch.identifiers import quote_identifier
 from dagster_claude_batch.matching import selected_is_selected
 from dagster_claude_batch.prompt import hash_sql
-from dagster_claude_batch.tables import TableName, columns_of
+from dagster_claude_batch.tables import TableName, columns_of, exists
 from dagster_claude_batch.warehouse import Connection
 
 _TIMESTAMPTZ: Final = "TIMESTAMP WITH TIME ZONE"
@@ -93,23 +93,25 @@ def find_source(connection: Connection, declaration: Declaration) -> SourceTable
         SourceNotFoundError: It does not exist, or its SQL does not run.
         MissingColumnError: A column that the declaration names is not there.
     """
-    relations = (
-        [declaration.query_relation]
-        if declaration.query_relation
-        else [table.sql for table in declaration.source_candidates]
-    )
-    problem = ""
-    for relation in relations:
-        try:
-            source = SourceTable(relation, columns_of(connection, relation))
-        except duckdb.Error as error:
-            if not duckdb_errors.is_of_source(error):
-                raise
-            problem = problem or duckdb_errors.problem_of_source(error)
-        else:
-            _check_columns(declaration, source)
-            return source
-    raise SourceNotFoundError(declaration.asset, declaration.source_label, problem)
+    relation = declaration.query_relation or _found(connection, declaration).sql
+    try:
+        source = SourceTable(relation, columns_of(connection, relation))
+    except duckdb.Error as error:
+        if not duckdb_errors.is_of_source(error):
+            raise
+        problem = duckdb_errors.problem_of_source(error)
+        # Not chained: DuckDB's own message quotes the query, and Dagster stores whole chains.
+        raise SourceNotFoundError(declaration.asset, declaration.source_label, problem) from None
+    _check_columns(declaration, source)
+    return source
+
+
+def _found(connection: Connection, declaration: Declaration) -> TableName:
+    """The first of the candidates that is there; if none is, the first of all."""
+    first, *others = declaration.source_candidates
+    if not others or exists(connection, first):
+        return first
+    return next((table for table in others if exists(connection, table)), first)
 
 
 @contextmanager

@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-import duckdb
-
 from dagster_claude_batch.cost import USD_TYPE
 from dagster_claude_batch.errors import ColumnTypeChangedError
 from dagster_claude_batch.identifiers import quote_identifier
@@ -107,12 +105,16 @@ def columns_of(connection: Connection, relation: str) -> dict[str, str]:
 
 
 def exists(connection: Connection, table: TableName) -> bool:
-    """Whether the table or view is there."""
-    try:
-        connection.execute(f"SELECT 1 FROM {table.sql} LIMIT 0")
-    except duckdb.CatalogException:
-        return False
-    return True
+    """Whether the table or view is there; asked of the catalog, for an error ends a transaction."""
+    return bool(
+        rows(
+            connection,
+            "SELECT 1 FROM information_schema.tables WHERE lower(table_name) = lower($name) "
+            "AND lower(table_schema) = lower(coalesce($schema, current_schema())) "
+            "AND lower(table_catalog) = lower(coalesce($database, current_database()))",
+            {"name": table.name, "schema": table.schema, "database": table.database},
+        )
+    )
 
 
 def grow_table(connection: Connection, table: TableName, columns: Mapping[str, str]) -> None:

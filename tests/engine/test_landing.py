@@ -32,6 +32,45 @@ def test_landing_twice_changes_nothing(tweets: Project) -> None:
     assert tweets.answers("id, _answered_at") == before
 
 
+@pytest.mark.parametrize(
+    "dropped",
+    [["sentiment"], ["sentiment_failures"], ["sentiment", "sentiment_failures"]],
+    ids=["answers", "failures", "both"],
+)
+def test_a_table_that_was_dropped_during_the_wait_is_made_again(
+    project: Make, dropped: list[str]
+) -> None:
+    made = project(row_key="n", include=["text"], prompt="Rate {{ id }} now: {{ text }}")
+    made.load([("tweets", f"t{n}", f"Tweet {n}") for n in range(3)])
+    made.sql("ALTER TABLE texts ADD COLUMN n SMALLINT")
+    made.sql("UPDATE texts SET n = CAST(replace(id, 't', '') AS SMALLINT)")
+    made.script.ends_with("t2", "canceled")
+    run = made.start()
+    made.end_batches()
+    for table in dropped:
+        made.sql(f"DROP TABLE main.{table}")
+
+    assert run.advance() is None
+
+    assert made.answers("n, typeof(n), text, label") == [
+        (n, "SMALLINT", f"Tweet {n}", "positive") for n in range(2)
+    ]
+    assert made.failures("n, text, _error_type") == [(2, "Tweet 2", "canceled")]
+    assert made.wire.posts() == 1
+
+
+def test_a_schema_that_was_dropped_during_the_wait_is_made_again(project: Make) -> None:
+    made = project(table="shop.tone")
+    made.load([("tweets", "t1", "x")])
+    run = made.start()
+    made.end_batches()
+    made.sql("DROP SCHEMA shop CASCADE")
+
+    assert run.advance() is None
+
+    assert made.sql("SELECT id, label FROM shop.tone") == [("t1", "positive")]
+
+
 def test_a_download_that_is_short_of_lines_is_repeated(tweets: Project) -> None:
     _sent(tweets)
     tweets.wire.change_answer(RESULTS, lambda body: b"".join(body.splitlines(keepends=True)[:4]))

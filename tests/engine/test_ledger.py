@@ -1,5 +1,6 @@
 """The ledger: its version, its guards, and two runs at once."""
 
+import re
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ from dagster_claude_batch.errors import (
     LedgerVersionError,
     LostChunkError,
     OversizedRequestError,
+    TableTakenError,
 )
 from dagster_claude_batch.ledger import MaterializationConfig
 from dagster_claude_batch.outstanding import chunks_of
@@ -144,6 +146,63 @@ def test_a_lock_that_another_process_lets_go_of_is_waited_for(tweets: Project) -
         threading.Timer(0.5, lambda: holder.communicate("let go\n")).start()
 
         assert len(tweets.start().materializations) == 1
+
+
+@pytest.mark.parametrize(
+    ("table", "taken"),
+    [
+        ("Sentiment", "main.Sentiment"),
+        ("warehouse.main.sentiment", "warehouse.main.sentiment"),
+        ("sentiment_failures", "main.sentiment_failures"),
+    ],
+    ids=["the answers", "the answers in full", "the failures"],
+)
+def test_a_table_that_another_asset_writes_is_refused(
+    tweets: Project, table: str, taken: str
+) -> None:
+    tweets.materialize()
+    tweets.declare(key="tone", table=table)
+
+    with pytest.raises(TableTakenError, match=f"'tone'.*{taken} .*'sentiment'"):
+        tweets.start()
+    with pytest.raises(TableTakenError):
+        tweets.engine().rehearse(["tweets"], MaterializationConfig())
+
+    tweets.declare()
+    assert tweets.materialize().rows == []
+    assert tweets.wire.posts() == 1
+
+
+def test_answers_may_not_stand_where_the_failures_of_another_asset_would(tweets: Project) -> None:
+    tweets.declare(key="tone", table="sentiment_failures", output=None)
+    tweets.materialize()
+    tweets.declare()
+
+    with pytest.raises(TableTakenError, match=r"main\.sentiment_failures"):
+        tweets.start()
+
+
+def test_a_table_that_was_let_go_of_may_be_written_by_another_asset(tweets: Project) -> None:
+    tweets.materialize()
+    tweets.declare(table="elsewhere")
+    tweets.materialize()
+    tweets.declare(key="tone", table="sentiment")
+
+    assert tweets.materialize().rows == []
+
+
+def test_an_asset_of_another_name_takes_the_table_over_as_the_error_says(tweets: Project) -> None:
+    tweets.materialize()
+    tweets.declare(key="tone", table="sentiment")
+    with pytest.raises(TableTakenError) as raised:
+        tweets.start()
+
+    cure = re.search(r"UPDATE .* WHERE asset = '\w+'", str(raised.value))
+    assert cure is not None
+    tweets.sql(cure.group())
+
+    assert tweets.materialize().rows == []
+    assert len(tweets.answers()) == 10
 
 
 def test_a_ledger_without_tables_yet_is_brought_up_to_the_version(tweets: Project) -> None:

@@ -6,6 +6,7 @@ from decimal import Decimal
 from enum import Enum
 from typing import Literal
 
+import dagster as dg
 import pytest
 from kit import Project
 from pydantic import BaseModel
@@ -89,6 +90,23 @@ def test_what_does_not_change_the_question_asks_nothing_again(
 ) -> None:
     tweets.materialize()
     tweets.declare(**declared)
+
+    assert tweets.materialize().rows == []
+
+
+@pytest.mark.opens_anew
+def test_a_machine_in_another_time_zone_asks_nothing_again(
+    tweets: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tweets.sql("ALTER TABLE texts ADD COLUMN seen TIMESTAMPTZ DEFAULT '2026-01-01 12:00:00+00'")
+    tweets.declare(prompt="Rate {{ id }} now: {{ text }}, seen {{ seen }}")
+    monkeypatch.setenv("TZ", "America/New_York")
+    assert tweets.sql("SELECT DISTINCT CAST(seen AS VARCHAR) FROM texts") == [
+        ("2026-01-01 07:00:00-05",)
+    ]
+    tweets.materialize()
+
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
 
     assert tweets.materialize().rows == []
 
@@ -341,6 +359,25 @@ def test_a_column_that_the_prompt_names_but_the_source_lacks_is_an_error(tweets:
 def test_a_source_that_does_not_exist_is_an_error(project: Make) -> None:
     with pytest.raises(SourceNotFoundError, match="texts"):
         project().start()
+
+
+@pytest.mark.parametrize("schema", ["main", "public"])
+def test_the_table_of_an_asset_is_found_where_io_managers_place_it(
+    project: Make, schema: str
+) -> None:
+    made = project(source=dg.AssetKey("texts"))
+    made.load([("tweets", "t1", "x")])
+    if schema != "main":
+        made.sql(f"CREATE SCHEMA {schema}")
+        made.sql(f"CREATE TABLE {schema}.texts AS FROM main.texts")
+        made.sql("DROP TABLE main.texts")
+
+    assert made.materialize().rows == ["t1"]
+
+
+def test_an_asset_whose_table_is_nowhere_is_an_error(project: Make) -> None:
+    with pytest.raises(SourceNotFoundError, match="texts"):
+        project(source=dg.AssetKey("texts")).start()
 
 
 def test_a_source_column_that_collides_with_the_output_is_refused(tweets: Project) -> None:
