@@ -3,6 +3,7 @@
 from typing import Final
 
 from dagster_claude_batch import ledger
+from dagster_claude_batch.cost import sum_if_known
 from dagster_claude_batch.departed import move_to_departed
 from dagster_claude_batch.identifiers import quote_identifier
 from dagster_claude_batch.landing import as_planned
@@ -55,7 +56,9 @@ def _choose_standing(plan: Plan) -> bool:
     later = ours_is_ours(declaration, "q", "later")
     names = map(quote_identifier, (*declaration.row_key, *declaration.include))
     listed = ", ".join(f"q.{name}" for name in names)
-    usage = ", ".join(f"q.{name}" for name in ledger.USAGE_COLUMNS)
+    keys = ", ".join(f"q.{quote_identifier(name)}" for name in declaration.row_key)
+    usage = ", ".join(f"e.{name}" for name in ledger.USAGE_COLUMNS)
+    sums = ", ".join(f"{sum_if_known(f'q.{name}')} AS {name}" for name in ledger.USAGE_COLUMNS)
     plan.connection.execute(
         f"""
         CREATE OR REPLACE TEMP TABLE claude_batch_standing AS
@@ -69,6 +72,8 @@ def _choose_standing(plan: Plan) -> bool:
             q._attempt AS _attempts, {usage}, q._request_hash, q.batch_id AS _batch_id,
             CASE WHEN q.batch_id IS NOT NULL THEN q.nonce || '-' || q._ordinal END AS _custom_id
         FROM sent AS q
+        JOIN (SELECT {keys}, q._partition, {sums} FROM sent AS q GROUP BY ALL) AS e
+            ON {ours_is_ours(declaration, "q", "e")}
         WHERE q._outcome <> 'answer'
             AND NOT EXISTS (
                 SELECT 1 FROM sent AS later WHERE later._chunk_id > q._chunk_id AND {later})

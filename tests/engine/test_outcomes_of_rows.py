@@ -174,6 +174,22 @@ def _custom_ids_of(project: Project, row: str) -> set[str]:
     }
 
 
+def test_the_usage_of_a_row_that_changed_and_then_failed_is_summed_too(tweets: Project) -> None:
+    tweets.materialize()
+    tweets.change("t4", "Changed")
+    tweets.script.replies_with("t4", "no JSON")
+
+    tweets.materialize()
+
+    ((batches, *usage),) = tweets.sql(
+        "SELECT count(*), sum(_input_tokens), sum(_output_tokens), sum(_cost_usd) "
+        "FROM claude_batch.requests_1 JOIN claude_batch.chunks ON chunk_id = _chunk_id "
+        "WHERE id = 't4' AND _outcome = 'invalid_output'"
+    )
+    assert batches == 3
+    assert tweets.failures("_attempts, _input_tokens, _output_tokens, _cost_usd") == [(3, *usage)]
+
+
 def test_the_ledger_knows_the_cost_of_all_attempts(tweets: Project) -> None:
     tweets.script.ends_with("t4", "invalid_output")
     tweets.script.ends_with("t5", "refusal")
