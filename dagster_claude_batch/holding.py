@@ -119,6 +119,14 @@ def make(
         )
     except dagster_internals.already_exists_error():
         return held_id
+    except dg.DagsterInvalidInvocationError:
+        # A key of the run's range is no partition any more. Dagster asks for it only when it has
+        # written the run, to say what that is going to materialize.
+        written = instance.get_run_by_id(held_id)
+        if written is None:
+            held_run.forget_pool(instance, pool)
+            raise
+        held = written
     concurrency = held.run_op_concurrency
     if concurrency is None or set(concurrency.root_key_counts) != {pool}:
         undo(instance, run.run_id)

@@ -16,17 +16,21 @@ RETRIES_PER_TICK: Final = 20
 def bring_back(scene: Scene) -> None:
     """Make another run for each that died while it collected, or never began to.
 
-    One that fails by itself makes its successor itself. Where one after the other has failed,
-    none is made, and the landing job lands what they have left.
+    One that fails by itself makes its successor itself. Where one after the other has failed, or
+    one cannot be made, the landing job lands what they have left.
     """
     tags = {**scene.tags(), held_run.STATE_TAG: held_run.RELEASED}
     failed = dg.RunsFilter(tags=tags, statuses=[dg.DagsterRunStatus.FAILURE])
     for run in scene.instance.get_runs(failed, limit=RETRIES_PER_TICK):
         if scene.is_late():
             return
-        held_id = holding.held_run_id(run.run_id)
-        if not scene.instance.has_run(held_id) and not _is_brought_back(scene, run):
-            continue
+        with scene.boundary(f"Run {run.run_id[:8]} was not brought back"):
+            _bring_back(scene, run)
+
+
+def _bring_back(scene: Scene, run: dg.DagsterRun) -> None:
+    held_id = holding.held_run_id(run.run_id)
+    if scene.instance.has_run(held_id) or _is_brought_back(scene, run):
         said = f"again by run {held_id[:8]}"
         held_run.mark(scene.instance, run.run_id, held_run.SETTLED, said)
 

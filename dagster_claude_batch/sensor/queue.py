@@ -33,7 +33,8 @@ def enqueue_left_behind(scene: Scene, runs: Mapping[str, dg.DagsterRun]) -> None
     for run in created:
         maker = makers.get(held_run.read(run).maker_run_id)
         if (maker is not None and maker.is_finished) or _is_stuck(scene, run):
-            holding.enqueue(scene.instance, run)
+            with scene.boundary(f"Run {run.run_id[:8]} was not put into the queue"):
+                holding.enqueue(scene.instance, run)
 
 
 def _is_stuck(scene: Scene, run: dg.DagsterRun) -> bool:
@@ -45,11 +46,12 @@ def waiting_ones(scene: Scene, runs: Mapping[str, dg.DagsterRun]) -> list[Held]:
     """The held runs that have not been let go; those that have been, once more."""
     waiting: list[Held] = []
     for run in runs.values():
-        held = held_run.read(run)
-        if held.state == held_run.RELEASED:
-            held_run.forget_pool(scene.instance, held.pool)
-        elif run.status == dg.DagsterRunStatus.QUEUED:
-            waiting.append((held, run))
+        with scene.boundary(f"Run {run.run_id[:8]} was not let go"):
+            held = held_run.read(run)
+            if held.state == held_run.RELEASED:
+                held_run.forget_pool(scene.instance, held.pool)
+            elif run.status == dg.DagsterRunStatus.QUEUED:
+                waiting.append((held, run))
     return waiting
 
 
@@ -67,15 +69,20 @@ def release(scene: Scene, waiting: Sequence[Held], look: Look) -> set[str]:
     for held, run, maker in ready[:RELEASES_PER_TICK]:
         if scene.is_late():
             break
-        released.add(run.run_id)
-        if not held.waits and maker and maker.dagster_run.status == dg.DagsterRunStatus.CANCELED:
-            # Who terminated the run while it was sending did not mean its successor to go on.
-            scene.instance.report_run_canceled(run, message="The run before this was cancelled.")
-        else:
-            held_run.release(scene.instance, run)
+        with scene.boundary(f"Run {run.run_id[:8]} was not let go"):
+            _let_go(scene, held, run, maker)
+            released.add(run.run_id)
     if any(held.waits and held.run_id not in released for held, _ in due):
         scene.cursor.last_look = 0.0
     return released
+
+
+def _let_go(scene: Scene, held: HeldRun, run: dg.DagsterRun, maker: dg.RunRecord | None) -> None:
+    if not held.waits and maker and maker.dagster_run.status == dg.DagsterRunStatus.CANCELED:
+        # Who terminated the run while it was sending did not mean its successor to go on.
+        scene.instance.report_run_canceled(run, message="The run before this was cancelled.")
+    else:
+        held_run.release(scene.instance, run)
 
 
 def _is_over(scene: Scene, held: HeldRun, maker: dg.RunRecord | None) -> bool:

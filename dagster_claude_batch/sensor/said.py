@@ -15,6 +15,8 @@ from dagster_claude_batch.sensor.scene import Held, Scene
 
 OBSERVATIONS_PER_TICK: Final = 100
 
+PROBLEMS_SHOWN: Final = 3
+
 
 def progress(scene: Scene, waiting: Sequence[Held], look: Look) -> list[dg.AssetObservation]:
     """Say how many batches have ended of those that a run waits for, at each tenth of them."""
@@ -47,9 +49,13 @@ def progress_of(held: HeldRun, run: dg.DagsterRun, ended: int) -> list[dg.AssetO
     ]
 
 
-def summary(scene: Scene, left: Sequence[HeldRun], released: set[str], problem: str | None) -> str:
+def summary(
+    scene: Scene, left: Sequence[HeldRun], released: set[str], problems: Sequence[str]
+) -> str:
     """What the sensor's page shows of a tick that asks for no run."""
-    parts = [problem] if problem else []
+    parts = list(problems[:PROBLEMS_SHOWN])
+    if len(problems) > PROBLEMS_SHOWN:
+        parts.append(f"And {len(problems) - PROBLEMS_SHOWN:,} more problems, in this tick's log.")
     if released:
         parts.append(f"Let {held_run.counted(len(released), 'run', 'runs')} go.")
     parts.append(describe(left, scene.now, next_look(scene, left)))

@@ -1,0 +1,162 @@
+"""What becomes of runs that end with something out, tick by tick, without a process.
+
+The instance is a real one, with the run queue that held runs need; nothing runs in it.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteRepositoryOrigin
+from dagster_duckdb import DuckDBResource
+
+from dagster_claude_batch import (
+    LocalClaudeBatchResource,
+    build_claude_batch_asset,
+    claude_batch_sensor,
+    held_run,
+    holding,
+)
+from dagster_claude_batch.sensor.cursor import Cursor
+from dagster_claude_batch.sensor.scene import Scene
+from dagster_claude_batch.sensor.tick import tick
+
+CITIES = dg.DynamicPartitionsDefinition(name="cities")
+RATINGS, RATED_CITIES = dg.AssetKey("ratings"), dg.AssetKey("rated_cities")
+RATING: dict[str, Any] = {
+    "source": "reviews",
+    "row_key": "id",
+    "prompt": "Rate {{ text }}",
+    "model": "claude-haiku-4-5",
+}
+RANGE = {"dagster/asset_partition_range_start": "a", "dagster/asset_partition_range_end": "c"}
+FAILURE = dg.DagsterRunStatus.FAILURE
+
+
+def repository() -> dg.RepositoryDefinition:
+    by_city = {"partitions_def": CITIES, "partition_expr": "city"}
+    assets = [
+        build_claude_batch_asset("ratings", **RATING),
+        build_claude_batch_asset("rated_cities", **RATING, **by_city),
+    ]
+    resources = {"duckdb": DuckDBResource(database=":memory:"), "claude_batch": None}
+    resources["claude_batch"] = LocalClaudeBatchResource(path="simulator")
+    return dg.Definitions(
+        assets=assets, sensors=[claude_batch_sensor], resources=resources
+    ).get_repository_def()
+
+
+REPOSITORY = repository()
+ORIGIN = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("here"), "__repository__")
+
+
+@dataclass
+class Instance:
+    """A Dagster instance with the sensor's ticks, but without a daemon."""
+
+    dagster: dg.DagsterInstance
+    simulator: Path
+    cursor: Cursor = field(default_factory=Cursor)
+
+    def run(self, run_id: str) -> dg.DagsterRun:
+        found = self.dagster.get_run_by_id(run_id)
+        assert found is not None
+        return found
+
+    def launch(self, *keys: dg.AssetKey, tags: Mapping[str, str] | None = None) -> dg.DagsterRun:
+        """A run of these assets, as a person launches it."""
+        job = REPOSITORY.get_implicit_global_asset_job_def().get_subset(asset_selection=set(keys))
+        run = self.dagster.create_run_for_job(
+            job, remote_job_origin=ORIGIN.get_job_origin(job.name), asset_selection=frozenset(keys)
+        )
+        self.dagster.add_run_tags(run.run_id, {**(tags or {})})
+        return self.run(run.run_id)
+
+    def hold(self, maker: dg.DagsterRun, *keys: dg.AssetKey, **made: Any) -> dg.DagsterRun:
+        """The run that a run leaves in the queue."""
+        held_id = holding.make(
+            self.dagster,
+            maker,
+            asset_graph=REPOSITORY.asset_graph,
+            batch_assets=keys,
+            claude_resource="claude_batch",
+            **made,
+        )
+        return self.run(held_id)
+
+    def let_go(self, run: dg.DagsterRun) -> None:
+        held_run.release(self.dagster, run)
+
+    def fail(self, run: dg.DagsterRun) -> dg.DagsterRun:
+        self.dagster.report_run_failed(run)
+        return self.run(run.run_id)
+
+    def tick(self) -> str:
+        """Let the sensor tick; what it says."""
+        claude = LocalClaudeBatchResource(path=str(self.simulator))
+        context = dg.build_sensor_context(instance=self.dagster, repository_def=REPOSITORY)
+        grace, landing = timedelta(minutes=10), "claude_batch_sensor_landing"
+        scene = Scene(context, claude, "claude_batch", landing, grace, self.cursor, claude.now())
+        result = tick(scene)
+        self.cursor = Cursor.load(result.cursor)
+        return str(result.skip_reason and result.skip_reason.skip_message)
+
+
+@pytest.fixture
+def instance(tmp_path: Path) -> Iterator[Instance]:
+    coordinator = {
+        "module": "dagster._core.run_coordinator",
+        "class": "QueuedRunCoordinator",
+        "config": {},
+    }
+    home = tmp_path / "dagster"
+    home.mkdir()
+    overrides = {"run_coordinator": coordinator}
+    with dg.instance_for_test(temp_dir=str(home), overrides=overrides) as dagster:
+        yield Instance(dagster, tmp_path / "simulator")
+
+
+def test_a_run_is_held_although_a_key_of_its_range_was_deleted(instance: Instance) -> None:
+    instance.dagster.add_dynamic_partitions("cities", ["a", "b", "c"])
+    maker = instance.launch(RATED_CITIES, tags=RANGE)
+    instance.dagster.delete_dynamic_partition("cities", "c")
+
+    held = instance.hold(maker, RATED_CITIES)
+
+    assert held.status == dg.DagsterRunStatus.QUEUED
+    assert RANGE.items() <= held.tags.items()
+
+
+def test_a_run_that_cannot_be_brought_back_is_left_to_the_landing_job_and_keeps_nobody_else_waiting(
+    instance: Instance,
+) -> None:
+    other, broken = (
+        instance.hold(instance.launch(RATINGS, tags={"n": str(n)}), RATINGS) for n in range(2)
+    )
+    for run in (other, broken):
+        instance.let_go(run)
+        instance.fail(run)
+    instance.dagster.add_run_tags(broken.run_id, {held_run.FRUITLESS_TAG: "five"})
+
+    said = instance.tick()
+
+    assert f"Run {broken.run_id[:8]} was not brought back (ValueError: " in said
+    assert instance.run(holding.held_run_id(other.run_id)).status == dg.DagsterRunStatus.QUEUED
+    assert list(instance.cursor.ended) == [broken.run_id]
+
+
+def test_a_run_whose_tags_cannot_be_read_does_not_hold_up_the_others(instance: Instance) -> None:
+    held, broken = (
+        instance.hold(instance.fail(instance.launch(RATINGS)), RATINGS) for _ in range(2)
+    )
+    instance.dagster.add_run_tags(broken.run_id, {".dagster/claude_batch.wait.x": "{"})
+
+    said = instance.tick()
+
+    assert f"Run {broken.run_id[:8]} was not let go" in said
+    assert held_run.read(instance.run(held.run_id)).state == held_run.RELEASED
+    assert set(instance.cursor.held) == {held.run_id, broken.run_id}
