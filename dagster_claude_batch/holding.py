@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING, Any, Final
 import dagster as dg
 
 from dagster_claude_batch import dagster_internals, held_run
-from dagster_claude_batch.dagster_internals import NOT_COPIED, PRIORITY_TAG
+from dagster_claude_batch.dagster_internals import (
+    NOT_COPIED,
+    PARENT_RUN_ID_TAG,
+    PRIORITY_TAG,
+    RETRY_NUMBER_TAG,
+)
 
 if TYPE_CHECKING:
     from dagster._core.definitions.assets.graph.base_asset_graph import BaseAssetGraph
@@ -24,6 +29,38 @@ MOST_FRUITLESS: Final = 5
 def held_run_id(maker_run_id: str) -> str:
     """The id of the one held run that a run makes, however often it is asked to."""
     return str(uuid.uuid5(uuid.UUID(maker_run_id), "held run of dagster_claude_batch"))
+
+
+def successor_id(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str:
+    """The id of the one held run that comes after a run, and after all Dagster's retries of it.
+
+    A retry goes on with the run that an earlier try has left; where that one has ended, with what
+    it has left in turn. Else each failure would leave two runs, each of which may leave two.
+    """
+    first: dg.DagsterRun | None = run
+    held_id = held_run_id(run.run_id)
+    while first is not None and RETRY_NUMBER_TAG in first.tags:
+        held_id = held_run_id(first.tags[PARENT_RUN_ID_TAG])
+        first = instance.get_run_by_id(first.tags[PARENT_RUN_ID_TAG])
+    while first is not run and _has_handed_over(instance.get_run_by_id(held_id)):
+        held_id = held_run_id(held_id)
+    return held_id
+
+
+def _has_handed_over(held: dg.DagsterRun | None) -> bool:
+    """Whether a run has ended; what somebody has cancelled is not gone on with."""
+    return held is not None and held.is_finished and held.status != dg.DagsterRunStatus.CANCELED
+
+
+def is_waiting(instance: dg.DagsterInstance, held_id: str) -> bool:
+    """Whether a held run is still in the queue, and has not been let go."""
+    held = instance.get_run_by_id(held_id)
+    if held is None or held.status not in _NOT_BEGUN:
+        return False
+    return held_run.read(held).state == held_run.WAITING
+
+
+_NOT_BEGUN: Final = (dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.QUEUED)
 
 
 def why_not(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str | None:
@@ -76,13 +113,19 @@ def make(
 ) -> str:
     """Create and enqueue the run that will collect; its id. Making it twice makes one.
 
-    It repeats of ``run`` the batch assets and what is downstream of them. ``has_failed``: the run
-    has failed with something out, and this one is to try again.
+    It repeats of ``run`` the batch assets and what is downstream of them. One that an earlier try
+    of the run has left waits for the end of this try now. ``has_failed``: the run has failed with
+    something out, and this one is to try again.
 
     Raises:
         RuntimeError: Dagster would not hold it, or one run after the other has come to nothing.
             There is no held run then.
     """
+    held_id = successor_id(instance, run)
+    if instance.has_run(held_id):
+        if is_waiting(instance, held_id):
+            instance.add_run_tags(held_id, {held_run.MAKER_TAG: run.run_id})
+        return held_id
     fruitless = fruitless_runs(run, has_failed=has_failed)
     if fruitless > MOST_FRUITLESS:
         raise RuntimeError(
@@ -90,7 +133,6 @@ def make(
             "this one leaves no other. Read why they failed, then materialize again: it goes on "
             "with what is out."
         )
-    held_id = held_run_id(run.run_id)
     pool = held_run.pool_of(held_id)
     snapshot = instance.get_execution_plan_snapshot(str(run.execution_plan_snapshot_id))
     selection = _waiting_assets(snapshot, asset_graph, batch_assets)
@@ -129,7 +171,7 @@ def make(
         held = written
     concurrency = held.run_op_concurrency
     if concurrency is None or set(concurrency.root_key_counts) != {pool}:
-        undo(instance, run.run_id)
+        undo(instance, held_id)
         raise RuntimeError(f"Dagster would start the held run {held_id} at once.")
     enqueue(instance, held)
     return held_id
@@ -142,12 +184,11 @@ def enqueue(instance: dg.DagsterInstance, held: dg.DagsterRun) -> None:
     )
 
 
-def undo(instance: dg.DagsterInstance, maker_run_id: str) -> None:
-    """Delete the held run that a run has made, for it turned out to have nothing to wait for."""
-    held_id = held_run_id(maker_run_id)
-    if instance.get_run_by_id(held_id) is not None:
+def undo(instance: dg.DagsterInstance, held_id: str) -> None:
+    """Delete a held run, for it turned out to have nothing to wait for; not one let go already."""
+    if is_waiting(instance, held_id):
         instance.delete_run(held_id)
-    instance.event_log_storage.delete_concurrency_limit(held_run.pool_of(held_id))
+        held_run.forget_pool(instance, held_run.pool_of(held_id))
 
 
 def _waiting_assets(

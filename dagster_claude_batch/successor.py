@@ -52,7 +52,7 @@ class Successor:
         if self.held_id is not None:
             return
         self._require_sensor()
-        held_id = holding.held_run_id(self.context.run.run_id)
+        held_id = holding.successor_id(self.context.instance, self.context.run)
         self.engine.attach_run(held_id, self.materializations)
         self.held_id = self._make()
         self._note_attached(held_id)
@@ -61,9 +61,10 @@ class Successor:
         """Hand over to it, and say so."""
         self.hold()
         held_id = str(self.held_id)
-        held_run.describe(
-            self.context.instance, held_id, self.key, waiting, partitions=len(partitions)
-        )
+        if holding.is_waiting(self.context.instance, held_id):
+            held_run.describe(
+                self.context.instance, held_id, self.key, waiting, partitions=len(partitions)
+            )
         self.context.log.info(
             f"Out: {held_run.counted(len(waiting.batch_ids), 'batch', 'batches')} with "
             f"{held_run.counted(waiting.requests, 'request', 'requests')}. This run ends now; "
@@ -111,7 +112,7 @@ class Successor:
         is let go when this run has ended, and finds nothing left to do.
         """
         if self.held_id is not None and len(batch_assets_of_run(self.context)) == 1:
-            holding.undo(self.context.instance, self.context.run.run_id)
+            holding.undo(self.context.instance, self.held_id)
 
     def settle(self, said: str) -> None:
         """Nothing is left to this run that somebody would have to look after, however it ends."""
@@ -140,6 +141,8 @@ class Successor:
         return problem is None and self.why_not() is None
 
     def _say_again(self, held_id: str) -> None:
+        if not holding.is_waiting(self.context.instance, held_id):
+            return
         interval = timedelta(seconds=self.engine.claude.poll_interval_seconds)
         run = self.context.run
         moment = held_run.say_again(self.context.instance, held_id, run, interval)

@@ -238,7 +238,8 @@ class Run:
     def _cancel_alone(self) -> None:
         """Cancel what no run that is alive works on but this one, and its held run."""
         instance, run_id = self.context.instance, self.context.run.run_id
-        mine = {run_id, holding.held_run_id(run_id)}
+        held_id = holding.successor_id(instance, self.context.run)
+        mine = {run_id, held_id} if holding.is_waiting(instance, held_id) else {run_id}
         for each in self.materializations:
             others = [other for other in self.engine.runs_of(each) if other not in mine]
             if not any(held_run.is_alive(instance, other) for other in others):

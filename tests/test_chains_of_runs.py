@@ -3,6 +3,7 @@
 The instance is a real one, with the run queue that held runs need; nothing runs in it.
 """
 
+import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -12,7 +13,9 @@ from typing import Any
 import dagster as dg
 import pytest
 from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteRepositoryOrigin
+from dagster._core.storage.tags import TAGS_TO_MAYBE_OMIT_ON_RETRY
 from dagster_duckdb import DuckDBResource
+from dagster_shared.record import copy
 
 from dagster_claude_batch import (
     LocalClaudeBatchResource,
@@ -95,6 +98,24 @@ class Instance:
         self.dagster.report_run_failed(run)
         return self.run(run.run_id)
 
+    def retry(self, run: dg.DagsterRun) -> dg.DagsterRun:
+        """Another try of a run, as Dagster's daemon makes it."""
+        root = run.tags.get("dagster/root_run_id", run.run_id)
+        kept = {k: v for k, v in run.tags.items() if k not in TAGS_TO_MAYBE_OMIT_ON_RETRY}
+        told = {
+            "dagster/parent_run_id": run.run_id,
+            "dagster/root_run_id": root,
+            "dagster/retry_number": "1",
+        }
+        again = copy(
+            run,
+            run_id=str(uuid.uuid4()),
+            status=dg.DagsterRunStatus.STARTED,
+            tags={**kept, **told},
+        )
+        self.dagster.add_run(again)
+        return again
+
     def tick(self) -> str:
         """Let the sensor tick; what it says."""
         claude = LocalClaudeBatchResource(path=str(self.simulator))
@@ -160,3 +181,62 @@ def test_a_run_whose_tags_cannot_be_read_does_not_hold_up_the_others(instance: I
     assert f"Run {broken.run_id[:8]} was not let go" in said
     assert held_run.read(instance.run(held.run_id)).state == held_run.RELEASED
     assert set(instance.cursor.held) == {held.run_id, broken.run_id}
+
+
+def test_a_run_that_dagster_retries_leaves_one_run_and_not_one_for_each_try(
+    instance: Instance,
+) -> None:
+    run, chain = instance.launch(RATINGS), list[dg.DagsterRun]()
+    for _ in range(4):
+        first = instance.hold(instance.fail(run), RATINGS, has_failed=True)
+        retried = instance.retry(instance.run(run.run_id))
+        second = instance.hold(instance.fail(retried), RATINGS, has_failed=True)
+        again = instance.retry(retried)
+        third = instance.hold(instance.fail(again), RATINGS, has_failed=True)
+
+        assert first.run_id == second.run_id == third.run_id
+        chain.append(third)
+        run = first
+
+    assert [held_run.read(each).fruitless for each in chain] == [1, 2, 3, 4]
+    assert len(instance.dagster.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.QUEUED]))) == 1
+
+
+def test_a_retry_goes_on_with_what_the_run_that_its_first_try_left_has_left_in_turn(
+    instance: Instance,
+) -> None:
+    first = instance.launch(RATINGS)
+    left = instance.hold(first, RATINGS)
+    instance.fail(first)
+    retried = instance.retry(first)
+    instance.let_go(left)
+    left_in_turn = instance.hold(instance.fail(left), RATINGS, has_failed=True)
+
+    held = instance.hold(retried, RATINGS)
+
+    assert held.run_id == left_in_turn.run_id
+    assert held_run.read(held).maker_run_id == retried.run_id
+
+
+def test_a_retry_leaves_alone_what_its_first_try_left_once_that_is_at_work(
+    instance: Instance,
+) -> None:
+    first = instance.launch(RATINGS)
+    left = instance.hold(first, RATINGS)
+    retried = instance.retry(instance.fail(first))
+    instance.let_go(left)
+
+    held = instance.hold(retried, RATINGS)
+    holding.undo(instance.dagster, held.run_id)
+
+    assert held.run_id == left.run_id
+    assert held_run.read(instance.run(left.run_id)).maker_run_id == first.run_id
+
+
+def test_a_retry_does_not_go_on_with_what_somebody_cancelled(instance: Instance) -> None:
+    first = instance.launch(RATINGS)
+    left = instance.hold(first, RATINGS)
+    retried = instance.retry(instance.fail(first))
+    instance.dagster.report_run_canceled(left)
+
+    assert instance.hold(retried, RATINGS).status == dg.DagsterRunStatus.CANCELED

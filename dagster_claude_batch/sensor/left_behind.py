@@ -29,7 +29,7 @@ def bring_back(scene: Scene) -> None:
 
 
 def _bring_back(scene: Scene, run: dg.DagsterRun) -> None:
-    held_id = holding.held_run_id(run.run_id)
+    held_id = holding.successor_id(scene.instance, run)
     if scene.instance.has_run(held_id) or _is_brought_back(scene, run):
         said = f"again by run {held_id[:8]}"
         held_run.mark(scene.instance, run.run_id, held_run.SETTLED, said)

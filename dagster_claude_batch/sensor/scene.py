@@ -64,7 +64,7 @@ class Scene:
         """
         try:
             yield
-        except Exception as error:  # noqa: BLE001  # whatever Dagster, its storage or a run's tags give rise to
+        except Exception as error:  # whatever Dagster, its storage or a run's tags give rise to
             problem = f"{what} ({type(error).__name__}: {one_line(str(error))})."
             self.problems.append(problem)
             self.context.log.warning(problem, exc_info=error)
