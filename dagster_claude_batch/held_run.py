@@ -269,18 +269,6 @@ def say_again(
     return moment
 
 
-def watchers(instance: dg.DagsterInstance, claude_resource: str) -> list[dg.DagsterRun]:
-    """Runs that have sent something anew whose first batch may still appear."""
-    tags = {GAVE_UP_TAG: claude_resource}
-    return list(instance.get_runs(dg.RunsFilter(tags=tags), limit=100))
-
-
-def stop_watching(instance: dg.DagsterInstance, claude_resource: str) -> None:
-    """Note that no such batch can appear any more."""
-    for run in watchers(instance, claude_resource):
-        instance.add_run_tags(run.run_id, {GAVE_UP_TAG: "none of it has appeared"})
-
-
 def forget_pool(instance: dg.DagsterInstance, pool: str) -> None:
     """Delete the limit of a held run's pool."""
     instance.event_log_storage.delete_concurrency_limit(pool)

@@ -17,6 +17,7 @@ from dagster_claude_batch.dagster_internals import (
     PRIORITY_TAG,
     RETRY_NUMBER_TAG,
 )
+from dagster_claude_batch.ours import Ours
 
 if TYPE_CHECKING:
     from dagster._core.definitions.assets.graph.base_asset_graph import BaseAssetGraph
@@ -261,11 +262,10 @@ def _tags(
     attached = held_run.attached_tags(run) if has_failed else {}
     return {
         **copied,
-        **dagster_internals.location_tags(run),
+        **Ours.of_run(run, claude_resource).tags(),
         **attached,
         PRIORITY_TAG: held_run.LAST_IN_QUEUE,
         held_run.OLD_PRIORITY_TAG: original_priority(run.tags),
-        held_run.HELD_TAG: claude_resource,
         held_run.STATE_TAG: held_run.WAITING,
         held_run.MAKER_TAG: run.run_id,
         held_run.FRUITLESS_TAG: str(fruitless),

@@ -13,13 +13,10 @@ from dagster_claude_batch import finishing, held_run, holding, trial
 from dagster_claude_batch.advance import Engine
 from dagster_claude_batch.batch_asset import BatchAsset, engine_for
 from dagster_claude_batch.config import ClaudeBatchConfig
-from dagster_claude_batch.dagster_internals import (
-    PARENT_RUN_ID_TAG,
-    RETRY_NUMBER_TAG,
-    location_tags,
-)
+from dagster_claude_batch.dagster_internals import PARENT_RUN_ID_TAG, RETRY_NUMBER_TAG
 from dagster_claude_batch.errors import MaterializationCancelledError, MaterializationDoneError
 from dagster_claude_batch.ledger import Materialization, MaterializationConfig
+from dagster_claude_batch.ours import Ours
 from dagster_claude_batch.report import PartitionReport, read_reports
 from dagster_claude_batch.successor import Successor
 from dagster_claude_batch.workbench import Waiting
@@ -253,13 +250,16 @@ class Run:
 
     def _say_watching(self) -> None:
         """Let the sensor see to it that second copies are looked for, whatever becomes of us."""
-        tags = {held_run.GAVE_UP_TAG: self.asset.claude_resource}
+        tags = self._ours.tags(held_run.GAVE_UP_TAG)
         self.context.instance.add_run_tags(self.context.run.run_id, tags)
+
+    @property
+    def _ours(self) -> Ours:
+        return Ours.of_run(self.context.run, self.asset.claude_resource)
 
     def _announce_waiting_here(self) -> None:
         """Let the sensor know of this run, should it be killed while something is out."""
-        location = location_tags(self.context.run)
-        waiter = {**location, held_run.WAITER_TAG: self.asset.claude_resource}
+        waiter = self._ours.tags(held_run.WAITER_TAG)
         instance, state = self.context.instance, held_run.IN_RUN
         held_run.mark(instance, self.context.run.run_id, state, "waiting in the run", **waiter)
 

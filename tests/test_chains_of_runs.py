@@ -24,6 +24,7 @@ from dagster_claude_batch import (
     held_run,
     holding,
 )
+from dagster_claude_batch.ours import Ours
 from dagster_claude_batch.sensor.cursor import Cursor
 from dagster_claude_batch.sensor.scene import Scene
 from dagster_claude_batch.sensor.tick import tick
@@ -46,8 +47,10 @@ def repository() -> dg.RepositoryDefinition:
         build_claude_batch_asset("ratings", **RATING),
         build_claude_batch_asset("rated_cities", **RATING, **by_city),
     ]
-    resources = {"duckdb": DuckDBResource(database=":memory:"), "claude_batch": None}
-    resources["claude_batch"] = LocalClaudeBatchResource(path="simulator")
+    resources = {
+        "duckdb": DuckDBResource(database=":memory:"),
+        "claude_batch": LocalClaudeBatchResource(path="simulator"),
+    }
     return dg.Definitions(
         assets=assets, sensors=[claude_batch_sensor], resources=resources
     ).get_repository_def()
@@ -240,3 +243,17 @@ def test_a_retry_does_not_go_on_with_what_somebody_cancelled(instance: Instance)
     instance.dagster.report_run_canceled(left)
 
     assert instance.hold(retried, RATINGS).status == dg.DagsterRunStatus.CANCELED
+
+
+def test_the_landing_of_one_code_location_ends_nobody_elses_search_for_second_copies(
+    instance: Instance,
+) -> None:
+    here, there = Ours("claude_batch", "here"), Ours("claude_batch", "there")
+    searching = [instance.launch(RATINGS, tags={"n": str(n)}) for n in range(2)]
+    for ours, run in zip((here, there), searching, strict=True):
+        instance.dagster.add_run_tags(run.run_id, ours.tags(held_run.GAVE_UP_TAG))
+
+    here.stop_watching(instance.dagster)
+
+    assert here.watchers(instance.dagster) == []
+    assert [run.run_id for run in there.watchers(instance.dagster)] == [searching[1].run_id]

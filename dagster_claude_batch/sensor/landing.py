@@ -4,7 +4,6 @@ from datetime import timedelta
 
 import dagster as dg
 
-from dagster_claude_batch import held_run
 from dagster_claude_batch.doubt import UNSEEN
 from dagster_claude_batch.landing_job import LEFT_TAG, op_name_of
 from dagster_claude_batch.sensor.scene import Scene
@@ -20,7 +19,7 @@ def requests(scene: Scene) -> list[dg.RunRequest]:
         for run_id, since in scene.cursor.ended.items()
         if now - since > scene.grace.total_seconds()
     ]
-    if scene.cursor.land_at is None and held_run.watchers(scene.instance, scene.claude_resource):
+    if scene.cursor.land_at is None and scene.ours.watchers(scene.instance):
         scene.cursor.land_at = now + UNSEEN.total_seconds()
     if not ripe and (scene.cursor.land_at is None or now < scene.cursor.land_at):
         return []

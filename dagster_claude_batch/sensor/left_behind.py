@@ -19,7 +19,7 @@ def bring_back(scene: Scene) -> None:
     One that fails by itself makes its successor itself. Where one after the other has failed, or
     one cannot be made, the landing job lands what they have left.
     """
-    tags = {**scene.tags(), held_run.STATE_TAG: held_run.RELEASED}
+    tags = {**scene.ours.tags(), held_run.STATE_TAG: held_run.RELEASED}
     failed = dg.RunsFilter(tags=tags, statuses=[dg.DagsterRunStatus.FAILURE])
     for run in scene.instance.get_runs(failed, limit=RETRIES_PER_TICK):
         if scene.is_late():
@@ -80,7 +80,7 @@ def _ended_with_something_out(scene: Scene) -> list[str]:
     states = [held_run.WAITING, held_run.RELEASED, held_run.IN_RUN]
     ended: list[str] = []
     for tag in (held_run.HELD_TAG, held_run.WAITER_TAG):
-        tags = {**scene.location_tags(), tag: scene.claude_resource, held_run.STATE_TAG: states}
+        tags = {**scene.ours.tags(tag), held_run.STATE_TAG: states}
         found = scene.instance.get_runs(dg.RunsFilter(tags=tags, statuses=statuses))
         ended += [run.run_id for run in found]
     return ended

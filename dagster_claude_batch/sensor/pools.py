@@ -33,5 +33,4 @@ def sweep(scene: Scene, runs: Mapping[str, dg.DagsterRun]) -> None:
 def _others_held(scene: Scene) -> bool:
     """Whether other code locations or resources have runs in held pools of their own."""
     runs = scene.instance.get_runs(dg.RunsFilter(statuses=list(QUEUED)))
-    mine = scene.tags().items()
-    return any(held_run.HELD_TAG in run.tags and not mine <= run.tags.items() for run in runs)
+    return any(held_run.HELD_TAG in run.tags and not scene.ours.include(run) for run in runs)

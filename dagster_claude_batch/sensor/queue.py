@@ -21,8 +21,7 @@ def held_runs(scene: Scene) -> tuple[dict[str, dg.DagsterRun], list[dg.DagsterRu
     """The held runs of this code location, and those of others."""
     tags = {held_run.HELD_TAG: scene.claude_resource}
     found = held_run.in_queue(scene.instance, tags, QUEUED)
-    mine = scene.location_tags().items()
-    runs = {run.run_id: run for run in found if mine <= run.tags.items()}
+    runs = {run.run_id: run for run in found if scene.ours.include(run)}
     return runs, [run for run in found if run.run_id not in runs]
 
 

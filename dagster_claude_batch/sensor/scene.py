@@ -9,10 +9,9 @@ from typing import Final, TypeAlias
 
 import dagster as dg
 
-from dagster_claude_batch import held_run
-from dagster_claude_batch.dagster_internals import LOCATION_TAG
 from dagster_claude_batch.held_run import HeldRun
 from dagster_claude_batch.one_line import one_line
+from dagster_claude_batch.ours import Ours
 from dagster_claude_batch.resource import ClaudeBatchResource
 from dagster_claude_batch.sensor.cursor import Cursor
 
@@ -73,14 +72,11 @@ class Scene:
         """Dagster's time, by which runs are dated."""
         return datetime.now(UTC)
 
-    def location_tags(self) -> dict[str, str]:
-        """What all runs of this code location carry."""
+    @property
+    def ours(self) -> Ours:
+        """Which runs this sensor looks after."""
         origin = self.context.code_location_origin
-        return {} if origin is None else {LOCATION_TAG: origin.location_name}
-
-    def tags(self) -> dict[str, str]:
-        """What all held runs of this sensor carry."""
-        return {**self.location_tags(), held_run.HELD_TAG: self.claude_resource}
+        return Ours(self.claude_resource, origin and origin.location_name)
 
     def runs(self, run_ids: Iterable[str]) -> dict[str, dg.DagsterRun]:
         """Those of these runs that exist, by id."""
