@@ -106,6 +106,13 @@ def attached_tags(run: dg.DagsterRun) -> dict[str, str]:
     return {key: value for key, value in run.tags.items() if key.startswith(_ATTACHED_TAG)}
 
 
+def materialized_in(instance: dg.DagsterInstance, run_id: str) -> set[dg.AssetKey]:
+    """What a run has materialized so far."""
+    events = instance.all_logs(run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION)
+    made = [event.asset_materialization for event in events]
+    return {each.asset_key for each in made if each is not None}
+
+
 def name_of(asset: dg.AssetKey) -> str:
     """A short name for use in tags."""
     return uuid.uuid5(uuid.NAMESPACE_URL, asset.to_string()).hex[:12]
@@ -215,15 +222,18 @@ def _moment(stamp: str | None) -> datetime | None:
     return datetime.fromisoformat(stamp) if stamp else None
 
 
-def release(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
-    """Let the queue have a held run. Repeating it changes nothing."""
+def release(instance: dg.DagsterInstance, run: dg.DagsterRun, short: str, *sentences: str) -> None:
+    """Let the queue have a held run, and say why. Repeating it changes nothing.
+
+    ``short`` has at most 22 characters, as all that the run's page shows of such a tag.
+    """
     instance.add_run_tags(
         run.run_id,
         {
             STATE_TAG: RELEASED,
             PRIORITY_TAG: run.tags.get(OLD_PRIORITY_TAG, "0"),
-            SHORT_TAG: "results ready",
-            LONG_TAG: "The batches have ended; this run collects their results.",
+            SHORT_TAG: short,
+            LONG_TAG: " ".join(sentences),
         },
     )
     forget_pool(instance, run.tags.get(POOL_TAG, pool_of(run.run_id)))

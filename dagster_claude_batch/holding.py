@@ -135,21 +135,67 @@ def make(
             "with what is out."
         )
     pool = held_run.pool_of(held_id)
-    snapshot = instance.get_execution_plan_snapshot(str(run.execution_plan_snapshot_id))
-    selection = _waiting_assets(snapshot, asset_graph, batch_assets)
+    selection = _waiting_assets(planned_in(instance, run), asset_graph, batch_assets)
     # Never the run before its limit: a pool without one does not block.
     instance.event_log_storage.set_concurrency_slots(pool, 0)
+    tags = _tags(run, held_id, pool, claude_resource, fruitless, has_failed=has_failed)
+    held = _create(instance, run, held_id, tags, selection, asset_graph)
+    if held is None:
+        return held_id
+    concurrency = held.run_op_concurrency
+    if concurrency is None or set(concurrency.root_key_counts) != {pool}:
+        undo(instance, held_id)
+        raise RuntimeError(f"Dagster would start the held run {held_id} at once.")
+    enqueue(instance, held)
+    return held_id
+
+
+def narrow(
+    instance: dg.DagsterInstance,
+    held: dg.DagsterRun,
+    selection: frozenset[dg.AssetKey],
+    asset_graph: "BaseAssetGraph[Any]",
+) -> dg.DagsterRun:
+    """Put a held run for fewer assets in the place of one that has not been let go.
+
+    A run's assets cannot be changed, so it is another run; it is there before the first one goes.
+    """
+    held_id = held_run_id(held.run_id)
+    made = _create(instance, held, held_id, held.tags, selection, asset_graph)
+    if made is not None:
+        enqueue(instance, made)
+    instance.delete_run(held.run_id)
+    narrowed = made or instance.get_run_by_id(held_id)
+    assert narrowed is not None  # noqa: S101  # it was created above, or before a crash
+    return narrowed
+
+
+def planned_in(instance: dg.DagsterInstance, run: dg.DagsterRun) -> "ExecutionPlanSnapshot":
+    """The plan of a run."""
+    return instance.get_execution_plan_snapshot(str(run.execution_plan_snapshot_id))
+
+
+def _create(
+    instance: dg.DagsterInstance,
+    run: dg.DagsterRun,
+    held_id: str,
+    tags: Mapping[str, str],
+    selection: frozenset[dg.AssetKey],
+    asset_graph: "BaseAssetGraph[Any]",
+) -> dg.DagsterRun | None:
+    """Create a copy of a run for some of its assets, which its pool holds; None if it is there."""
+    plan = _held_plan(planned_in(instance, run), selection, tags[held_run.POOL_TAG])
     try:
-        held = instance.create_run(  # pyright: ignore[reportUnknownMemberType]  # not public
+        return instance.create_run(  # pyright: ignore[reportUnknownMemberType]  # not public
             job_name=run.job_name,
             run_id=held_id,
             run_config=run.run_config,
             status=dg.DagsterRunStatus.NOT_STARTED,
-            tags=_tags(run, held_id, pool, claude_resource, fruitless, has_failed=has_failed),
+            tags=tags,
             root_run_id=None,
             parent_run_id=None,
             step_keys_to_execute=None,
-            execution_plan_snapshot=_held_plan(snapshot, selection, pool),
+            execution_plan_snapshot=plan,
             job_snapshot=instance.get_historical_job(str(run.job_snapshot_id)).job_snapshot,
             parent_job_snapshot=None,
             asset_selection=selection,
@@ -161,21 +207,15 @@ def make(
             asset_graph=asset_graph,
         )
     except dagster_internals.already_exists_error():
-        return held_id
+        return None
     except dg.DagsterInvalidInvocationError:
         # A key of the run's range is no partition any more. Dagster asks for it only when it has
         # written the run, to say what that is going to materialize.
         written = instance.get_run_by_id(held_id)
         if written is None:
-            held_run.forget_pool(instance, pool)
+            held_run.forget_pool(instance, tags[held_run.POOL_TAG])
             raise
-        held = written
-    concurrency = held.run_op_concurrency
-    if concurrency is None or set(concurrency.root_key_counts) != {pool}:
-        undo(instance, held_id)
-        raise RuntimeError(f"Dagster would start the held run {held_id} at once.")
-    enqueue(instance, held)
-    return held_id
+        return written
 
 
 def enqueue(instance: dg.DagsterInstance, held: dg.DagsterRun) -> None:

@@ -127,10 +127,14 @@ class Successor:
             self.context.instance,
             self.context.run,
             asset_graph=self.context.repository_def.asset_graph,
-            batch_assets=set(batch_assets_of_run(self.context)) - _materialized_here(self.context),
+            batch_assets=set(batch_assets_of_run(self.context)) - self._materialized_here(),
             claude_resource=self.asset.claude_resource,
             has_failed=has_failed,
         )
+
+    def _materialized_here(self) -> set[dg.AssetKey]:
+        """What earlier steps of this run have materialized: it need not be collected."""
+        return held_run.materialized_in(self.context.instance, self.context.run.run_id)
 
     def _note_attached(self, held_id: str) -> None:
         attached = {held_run.attached_tag(self.key): self.context.run.run_id}
@@ -154,15 +158,6 @@ class Successor:
         problem = sensor_problem(self.context, self.asset.claude_resource)
         if problem is not None:
             raise NoSensorError(self.asset.declaration.asset, problem)
-
-
-def _materialized_here(context: dg.AssetExecutionContext) -> set[dg.AssetKey]:
-    """What earlier steps of this run have materialized: it need not be collected."""
-    events = context.instance.all_logs(
-        context.run.run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION
-    )
-    made = [event.asset_materialization for event in events]
-    return {each.asset_key for each in made if each is not None}
 
 
 def _waits_for(waiting: Waiting, held_id: str) -> str:

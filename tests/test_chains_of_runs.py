@@ -6,12 +6,13 @@ The instance is a real one, with the run queue that held runs need; nothing runs
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pytest
+from dagster._core.events import DagsterEvent, StepMaterializationData
 from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteRepositoryOrigin
 from dagster._core.storage.tags import TAGS_TO_MAYBE_OMIT_ON_RETRY
 from dagster_duckdb import DuckDBResource
@@ -26,9 +27,13 @@ from dagster_claude_batch import (
 )
 from dagster_claude_batch.ours import Ours
 from dagster_claude_batch.sensor.cursor import Cursor
+from dagster_claude_batch.sensor.looking import Look
+from dagster_claude_batch.sensor.reasons import why_go
 from dagster_claude_batch.sensor.scene import Scene
 from dagster_claude_batch.sensor.tick import tick
+from dagster_claude_batch.workbench import Waiting
 
+NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 CITIES = dg.DynamicPartitionsDefinition(name="cities")
 RATINGS, RATED_CITIES = dg.AssetKey("ratings"), dg.AssetKey("rated_cities")
 RATING: dict[str, Any] = {
@@ -52,9 +57,27 @@ def repository() -> dg.RepositoryDefinition:
         "claude_batch": LocalClaudeBatchResource(path="simulator"),
     }
     return dg.Definitions(
-        assets=assets, sensors=[claude_batch_sensor], resources=resources
+        assets=[*assets, *ALONGSIDE], sensors=[claude_batch_sensor], resources=resources
     ).get_repository_def()
 
+
+@dg.asset
+def weather() -> None: ...
+
+
+@dg.asset(deps=[weather, RATINGS])
+def sunny_ratings() -> None: ...
+
+
+@dg.asset(deps=[sunny_ratings])
+def sunny_report() -> None: ...
+
+
+@dg.asset(deps=[RATINGS])
+def report() -> None: ...
+
+
+ALONGSIDE = [weather, sunny_ratings, sunny_report, report]
 
 REPOSITORY = repository()
 ORIGIN = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("here"), "__repository__")
@@ -94,8 +117,18 @@ class Instance:
         )
         return self.run(held_id)
 
+    def materialize(self, run: dg.DagsterRun, key: dg.AssetKey) -> None:
+        """Write that a run has materialized an asset."""
+        event = DagsterEvent(
+            event_type_value=dg.DagsterEventType.ASSET_MATERIALIZATION.value,
+            job_name=run.job_name,
+            step_key=key.to_python_identifier(),
+            event_specific_data=StepMaterializationData(dg.AssetMaterialization(key)),
+        )
+        self.dagster.report_dagster_event(event, run_id=run.run_id)
+
     def let_go(self, run: dg.DagsterRun) -> None:
-        held_run.release(self.dagster, run)
+        held_run.release(self.dagster, run, "results ready")
 
     def fail(self, run: dg.DagsterRun) -> dg.DagsterRun:
         self.dagster.report_run_failed(run)
@@ -128,6 +161,9 @@ class Instance:
         result = tick(scene)
         self.cursor = Cursor.load(result.cursor)
         return str(result.skip_reason and result.skip_reason.skip_message)
+
+    def queued(self) -> list[dg.DagsterRun]:
+        return list(self.dagster.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.QUEUED])))
 
 
 @pytest.fixture
@@ -202,7 +238,7 @@ def test_a_run_that_dagster_retries_leaves_one_run_and_not_one_for_each_try(
         run = first
 
     assert [held_run.read(each).fruitless for each in chain] == [1, 2, 3, 4]
-    assert len(instance.dagster.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.QUEUED]))) == 1
+    assert len(instance.queued()) == 1
 
 
 def test_a_retry_goes_on_with_what_the_run_that_its_first_try_left_has_left_in_turn(
@@ -257,3 +293,85 @@ def test_the_landing_of_one_code_location_ends_nobody_elses_search_for_second_co
 
     assert here.watchers(instance.dagster) == []
     assert [run.run_id for run in there.watchers(instance.dagster)] == [searching[1].run_id]
+
+
+def _keys(*assets: dg.AssetsDefinition) -> set[dg.AssetKey]:
+    return {asset.key for asset in assets}
+
+
+def test_what_depends_on_an_asset_that_failed_beside_the_batch_asset_is_left_out(
+    instance: Instance,
+) -> None:
+    maker = instance.launch(RATINGS, *_keys(*ALONGSIDE))
+    held = instance.hold(maker, RATINGS)
+    instance.dagster.add_run_tags(held.run_id, {held_run.attached_tag(RATINGS): maker.run_id})
+    instance.tick()
+    instance.fail(maker)
+
+    said = [instance.tick(), instance.tick()]
+    (narrowed,) = instance.queued()
+
+    assert held.asset_selection == {RATINGS, *_keys(sunny_ratings, sunny_report, report)}
+    assert narrowed.asset_selection == {RATINGS, report.key}
+    assert held_run.read(narrowed).state == held_run.RELEASED
+    assert "Let 1 run go." in said[0]
+    assert narrowed.tags[held_run.LONG_TAG].endswith(
+        f"Not materialized: sunny_ratings, sunny_report, for in run {maker.run_id[:8]} "
+        "was not: weather."
+    )
+    assert instance.cursor.ended == {}
+    assert instance.dagster.event_log_storage.get_pool_limits() == []
+
+
+def test_what_depends_on_an_asset_that_was_materialized_beside_the_batch_asset_follows_it(
+    instance: Instance,
+) -> None:
+    maker = instance.launch(RATINGS, *_keys(*ALONGSIDE))
+    held = instance.hold(maker, RATINGS)
+    instance.materialize(maker, weather.key)
+    instance.dagster.report_run_failed(maker)
+
+    instance.tick()
+
+    assert [run.run_id for run in instance.queued()] == [held.run_id]
+    assert instance.run(held.run_id).asset_selection == held.asset_selection
+
+
+def test_a_tick_that_dies_while_it_leaves_something_out_is_gone_on_with(
+    instance: Instance,
+) -> None:
+    maker = instance.launch(RATINGS, *_keys(*ALONGSIDE))
+    held = instance.hold(maker, RATINGS)
+    instance.dagster.add_run_tags(held.run_id, {held_run.attached_tag(RATINGS): maker.run_id})
+    instance.fail(maker)
+    again = instance.run(held.run_id)
+    selection = frozenset({RATINGS, report.key})
+    narrowed = holding.narrow(instance.dagster, again, selection, REPOSITORY.asset_graph)
+    instance.dagster.add_run(again)  # as if it had not been deleted any more
+
+    instance.tick()
+
+    assert [run.run_id for run in instance.queued()] == [narrowed.run_id]
+    assert held_run.read(instance.run(narrowed.run_id)).state == held_run.RELEASED
+
+
+def _ended(*batch_ids: str) -> Look:
+    return Look(frozenset(batch_ids))
+
+
+@pytest.mark.parametrize(
+    ("waits", "look", "said"),
+    [
+        ((), Look(), "goes on"),
+        ((Waiting(("a", "b")),), _ended("a", "b"), "results ready"),
+        ((Waiting(("a", "b"), unsent=1),), _ended("a"), "some results ready"),
+        ((Waiting(unsent=1, needs=1),), Look(), "room to send"),
+        ((Waiting(("a",), not_before=NOW),), Look(), "its time has come"),
+        ((Waiting(("a",)),), Look(frozenset("a"), unseen=frozenset("a")), "looks for batches"),
+    ],
+)
+def test_a_run_that_is_let_go_says_why(waits: tuple[Waiting, ...], look: Look, said: str) -> None:
+    held = held_run.HeldRun("", "", "", "waiting", dg.DagsterRunStatus.QUEUED, waits)
+
+    assert why_go(held, look, NOW)[0] == said
+    assert len(said) <= 22

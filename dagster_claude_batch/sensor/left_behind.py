@@ -64,6 +64,8 @@ def notice_ended(scene: Scene, runs: Mapping[str, dg.DagsterRun]) -> None:
     """
     gone = {run_id for run_id in scene.cursor.held if run_id not in runs}
     found = scene.runs(gone)
+    # In the place of one that was narrowed there is another.
+    gone -= {run_id for run_id in gone - set(found) if _has_heir(scene, run_id)}
     at_work = {run_id for run_id, run in found.items() if not run.is_finished}
     deleted = gone.difference(found)
     is_landing = scene.cursor.landing is not None
@@ -73,6 +75,10 @@ def notice_ended(scene: Scene, runs: Mapping[str, dg.DagsterRun]) -> None:
     now = scene.real_now().timestamp()
     for run_id in [*deleted, *_ended_with_something_out(scene)]:
         scene.cursor.ended.setdefault(run_id, now)
+
+
+def _has_heir(scene: Scene, run_id: str) -> bool:
+    return scene.instance.has_run(holding.held_run_id(run_id))
 
 
 def _ended_with_something_out(scene: Scene) -> list[str]:

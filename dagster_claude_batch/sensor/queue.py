@@ -8,7 +8,9 @@ import dagster as dg
 
 from dagster_claude_batch import held_run, holding
 from dagster_claude_batch.held_run import HeldRun
+from dagster_claude_batch.sensor.leaving_out import leave_out
 from dagster_claude_batch.sensor.looking import Look, may_go
+from dagster_claude_batch.sensor.reasons import why_go
 from dagster_claude_batch.sensor.scene import QUEUED, Held, Scene
 
 STUCK: Final = timedelta(minutes=5)
@@ -69,19 +71,28 @@ def release(scene: Scene, waiting: Sequence[Held], look: Look) -> set[str]:
         if scene.is_late():
             break
         with scene.boundary(f"Run {run.run_id[:8]} was not let go"):
-            _let_go(scene, held, run, maker)
+            _let_go(scene, held, run, maker, why_go(held, look, scene.now))
             released.add(run.run_id)
     if any(held.waits and held.run_id not in released for held, _ in due):
         scene.cursor.last_look = 0.0
     return released
 
 
-def _let_go(scene: Scene, held: HeldRun, run: dg.DagsterRun, maker: dg.RunRecord | None) -> None:
+def _let_go(
+    scene: Scene,
+    held: HeldRun,
+    run: dg.DagsterRun,
+    maker: dg.RunRecord | None,
+    why: tuple[str, str],
+) -> None:
     if not held.waits and maker and maker.dagster_run.status == dg.DagsterRunStatus.CANCELED:
         # Who terminated the run while it was sending did not mean its successor to go on.
         scene.instance.report_run_canceled(run, message="The run before this was cancelled.")
+    elif maker is None:
+        held_run.release(scene.instance, run, *why)
     else:
-        held_run.release(scene.instance, run)
+        narrowed, left_out = leave_out(scene, run, maker.dagster_run)
+        held_run.release(scene.instance, narrowed, *why, *left_out)
 
 
 def _is_over(scene: Scene, held: HeldRun, maker: dg.RunRecord | None) -> bool:
