@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from dagster._core.snap import ExecutionPlanSnapshot
 
 MOST_FRUITLESS: Final = 5
-"""So many runs in a chain may end without having sent or collected, before it is given up."""
+"""So many runs in a chain may end without having collected anything, before it is given up."""
 
 
 def held_run_id(maker_run_id: str) -> str:
@@ -127,12 +127,13 @@ def make(
         if is_waiting(instance, held_id):
             instance.add_run_tags(held_id, {held_run.MAKER_TAG: run.run_id})
         return held_id
-    fruitless = fruitless_runs(run, has_failed=has_failed)
+    now = instance.get_run_by_id(run.run_id) or run
+    fruitless = fruitless_runs(now, has_failed=has_failed)
     if fruitless > MOST_FRUITLESS:
         raise RuntimeError(
-            f"{fruitless} runs in a row have ended without having sent or collected anything, and "
-            "this one leaves no other. Read why they failed, then materialize again: it goes on "
-            "with what is out."
+            f"{fruitless} runs in a row have ended without having collected anything, and this one "
+            "leaves no other. Read why they failed, then materialize again: it goes on with what "
+            "is out."
         )
     pool = held_run.pool_of(held_id)
     selection = _waiting_assets(planned_in(instance, run), asset_graph, batch_assets)
@@ -321,7 +322,8 @@ def fruitless_runs(run: dg.DagsterRun, *, has_failed: bool) -> int:
     A held run that waits for something follows one that has come to something.
     """
     chain = 0
-    if held_run.HELD_TAG in run.tags and not held_run.read(run).waits:
+    is_fruitful = run.tags.get(held_run.FRUITFUL_TAG) == run.run_id
+    if held_run.HELD_TAG in run.tags and not is_fruitful and not held_run.read(run).waits:
         chain = held_run.read(run).fruitless + 1
     return max(chain, 1) if has_failed else chain
 

@@ -10,14 +10,18 @@ import dagster as dg
 from dagster_claude_batch import held_run, holding
 from dagster_claude_batch.advance import Engine
 from dagster_claude_batch.batch_asset import BatchAsset, batch_assets_of_run
-from dagster_claude_batch.errors import NoSensorError
+from dagster_claude_batch.dagster_internals import BACKFILL_TAG
+from dagster_claude_batch.errors import MaterializationCancelledError, NoSensorError
 from dagster_claude_batch.ledger import Materialization
 from dagster_claude_batch.workbench import Waiting
 
 
 @dataclass
 class Successor:
-    """What comes after one run's work on one asset; ``held_id`` is set once there is such a run."""
+    """What comes after one run's work on one asset; ``held_id`` is set once there is such a run.
+
+    ``in_reserve``: it is there only for the case that this run is killed.
+    """
 
     context: dg.AssetExecutionContext
     asset: BatchAsset
@@ -25,6 +29,7 @@ class Successor:
     wait: Literal["sensor", "run"]
     materializations: Sequence[Materialization] = ()
     held_id: str | None = None
+    in_reserve: bool = False
 
     @property
     def key(self) -> dg.AssetKey:
@@ -49,18 +54,42 @@ class Successor:
         Raises:
             NoSensorError: Nobody would let it go.
         """
-        if self.held_id is not None:
+        if self.held_id is not None and not self.in_reserve:
             return
         self._require_sensor()
         held_id = holding.successor_id(self.context.instance, self.context.run)
         self.engine.attach_run(held_id, self.materializations)
-        self.held_id = self._make()
+        self.held_id, self.in_reserve = self._make(), False
         self._note_attached(held_id)
 
+    def hold_in_reserve(self) -> None:
+        """Make the next run before a collecting run of a backfill begins its work.
+
+        A backfill ends as soon as none of its runs is left, and the sensor would bring a run back
+        that was killed only at its next tick. Not where another batch asset may fail: what
+        nobody undoes would ask it again.
+        """
+        tags = self.context.run.tags
+        if held_run.HELD_TAG not in tags or BACKFILL_TAG not in tags:
+            return
+        try:
+            if len(batch_assets_of_run(self.context)) == 1 and self._can_be_held():
+                self.held_id, self.in_reserve = self._make(has_failed=True), True
+                said = "waits in reserve"
+                held_run.mark(self.context.instance, self.held_id, None, said)
+        except Exception as error:  # noqa: BLE001  # it is there for bad luck, and is not worth any
+            self.context.log.info(f"No run is in reserve: {error}")
+
     def leave(self, waiting: Waiting, partitions: Sequence[str | None]) -> None:
-        """Hand over to it, and say so."""
+        """Hand over to it, and say so.
+
+        Raises:
+            MaterializationCancelledError: Somebody has cancelled, or deleted, it meanwhile.
+        """
         self.hold()
         held_id = str(self.held_id)
+        if held_run.is_cancelled(self.context.instance, held_id):
+            raise MaterializationCancelledError(self.asset.declaration.asset)
         if holding.is_waiting(self.context.instance, held_id):
             held_run.describe(
                 self.context.instance, held_id, self.key, waiting, partitions=len(partitions)
@@ -94,8 +123,8 @@ class Successor:
         What keeps it from that must not take the place of the error that the run fails with.
         """
         try:
-            if self.held_id is None and self._can_be_held():
-                self.held_id = self._make(has_failed=True)
+            if (self.held_id is None or self.in_reserve) and self._can_be_held():
+                self.held_id, self.in_reserve = self._make(has_failed=True), False
                 self._say_again(self.held_id)
                 if self.materializations:
                     self._note_attached(self.held_id)
@@ -104,6 +133,14 @@ class Successor:
             self.context.log.warning(f"No other run tries again by itself: {error}")
         if self.held_id is not None:
             self.settle(f"again by run {self.held_id[:8]}")
+
+    def note_collected(self) -> None:
+        """The chain of runs that came to nothing ends here."""
+        run, instance = self.context.run, self.context.instance
+        if held_run.HELD_TAG in run.tags:
+            instance.add_run_tags(run.run_id, {held_run.FRUITFUL_TAG: run.run_id})
+        if self.in_reserve and self.held_id is not None:
+            instance.add_run_tags(self.held_id, {held_run.FRUITLESS_TAG: "1"})
 
     def undo(self) -> None:
         """Delete the held run of a run that ends otherwise.

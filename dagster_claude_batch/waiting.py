@@ -126,6 +126,7 @@ class Run:
 
     def attach(self, config: MaterializationConfig) -> None:
         """Find or begin what this run works on; a collecting run that cannot is tried again."""
+        self.successor.hold_in_reserve()
         try:
             self.successor.materializations = self.engine.attach(
                 self.partitions,
@@ -133,6 +134,7 @@ class Run:
                 is_given_up=partial(held_run.were_given_up, self.context.instance),
             )
         except MaterializationDoneError:
+            self.successor.undo()
             self.successor.settle("nothing was left to do")
             raise
         except Exception:
@@ -164,7 +166,10 @@ class Run:
         except BaseException as error:
             # Ctrl-C and the end of a pod interrupt a run too, and cancel nothing.
             instance, run_id = self.context.instance, self.context.run.run_id
-            if not isinstance(error, Exception) and held_run.is_cancelled(instance, run_id):
+            is_given_up = isinstance(error, MaterializationCancelledError)
+            if is_given_up or (
+                not isinstance(error, Exception) and held_run.is_cancelled(instance, run_id)
+            ):
                 self._give_up()
             elif not self.engine.may_be_out(self.materializations):
                 self.successor.undo()
@@ -183,6 +188,7 @@ class Run:
         reason = self.successor.why_not()
         self._say_at_work()
         self.engine.before_giving_up = self._say_watching
+        self.engine.after_collecting = self.successor.note_collected
         if reason is None:
             self.engine.before_sending = self.successor.hold
         else:
@@ -214,7 +220,7 @@ class Run:
         return waiting
 
     def _give_up(self) -> None:
-        """Somebody terminates the run: cancel what nobody else works on.
+        """Somebody terminates the run, or the one that it has left: cancel what nobody else wants.
 
         What was answered by then is landed by the landing job, or by the next materialization;
         they also see to what could not be cancelled now.

@@ -4,15 +4,20 @@ The instance is a real one, with the run queue that held runs need; nothing runs
 """
 
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import dagster as dg
+import duckdb
 import pytest
+from anthropic.types.messages import MessageBatch
+from dagster._core.code_pointer import CustomPointer, ModuleCodePointer
+from dagster._core.definitions.reconstruct import ReconstructableJob, ReconstructableRepository
 from dagster._core.events import DagsterEvent, StepMaterializationData
+from dagster._core.execution.api import execute_run
 from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteRepositoryOrigin
 from dagster._core.storage.tags import TAGS_TO_MAYBE_OMIT_ON_RETRY
 from dagster_duckdb import DuckDBResource
@@ -31,6 +36,7 @@ from dagster_claude_batch.sensor.looking import Look
 from dagster_claude_batch.sensor.reasons import why_go
 from dagster_claude_batch.sensor.scene import Scene
 from dagster_claude_batch.sensor.tick import tick
+from dagster_claude_batch.simulator import Simulator
 from dagster_claude_batch.workbench import Waiting
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
@@ -46,19 +52,46 @@ RANGE = {"dagster/asset_partition_range_start": "a", "dagster/asset_partition_ra
 FAILURE = dg.DagsterRunStatus.FAILURE
 
 
-def repository() -> dg.RepositoryDefinition:
+WHILE_LOOKING: list[Callable[[], object]] = []
+"""What happens while a run looks at its batches."""
+
+
+WHILE_SENDING: list[Callable[[], object]] = []
+"""What happens while a run sends a batch."""
+
+
+class WatchedClaude(LocalClaudeBatchResource):
+    """The simulator, with something happening meanwhile."""
+
+    def look(self, batch_ids: Sequence[str]) -> dict[str, MessageBatch]:
+        for happens in WHILE_LOOKING:
+            happens()
+        return super().look(batch_ids)
+
+    def create_from_body(self, file: IO[bytes], size: int) -> MessageBatch:
+        for happens in WHILE_SENDING:
+            happens()
+        return super().create_from_body(file, size)
+
+
+def location(directory: str) -> dg.Definitions:
+    """A code location with its warehouse and its simulator in a directory."""
     by_city = {"partitions_def": CITIES, "partition_expr": "city"}
     assets = [
         build_claude_batch_asset("ratings", **RATING),
         build_claude_batch_asset("rated_cities", **RATING, **by_city),
     ]
     resources = {
-        "duckdb": DuckDBResource(database=":memory:"),
-        "claude_batch": LocalClaudeBatchResource(path="simulator"),
+        "duckdb": DuckDBResource(database=str(Path(directory) / "warehouse.duckdb")),
+        "claude_batch": WatchedClaude(path=str(Path(directory) / "simulator")),
     }
+    sensors = [claude_batch_sensor]
     return dg.Definitions(
-        assets=[*assets, *ALONGSIDE], sensors=[claude_batch_sensor], resources=resources
-    ).get_repository_def()
+        assets=[*assets, *ALONGSIDE],
+        sensors=sensors,
+        resources=resources,
+        executor=dg.in_process_executor,
+    )
 
 
 @dg.asset
@@ -79,7 +112,7 @@ def report() -> None: ...
 
 ALONGSIDE = [weather, sunny_ratings, sunny_report, report]
 
-REPOSITORY = repository()
+REPOSITORY = location("nowhere").get_repository_def()
 ORIGIN = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("here"), "__repository__")
 
 
@@ -88,7 +121,7 @@ class Instance:
     """A Dagster instance with the sensor's ticks, but without a daemon."""
 
     dagster: dg.DagsterInstance
-    simulator: Path
+    directory: Path
     cursor: Cursor = field(default_factory=Cursor)
 
     def run(self, run_id: str) -> dg.DagsterRun:
@@ -127,12 +160,48 @@ class Instance:
         )
         self.dagster.report_dagster_event(event, run_id=run.run_id)
 
+    @property
+    def simulator(self) -> Simulator:
+        return Simulator(self.directory / "simulator")
+
+    def rows(self, *texts: str) -> None:
+        """Make the table that is asked about."""
+        with duckdb.connect(self.directory / "warehouse.duckdb") as connection:
+            connection.execute("CREATE OR REPLACE TABLE reviews (id INTEGER, text VARCHAR)")
+            for number, text in enumerate(texts):
+                connection.execute("INSERT INTO reviews VALUES (?, ?)", [number, text])
+
+    def execute(self, run: dg.DagsterRun) -> dg.DagsterRun:
+        """Let a run work, in this process."""
+        here = ModuleCodePointer(__name__, location.__name__, None)
+        code = ReconstructableRepository(CustomPointer(here, [str(self.directory)], []))
+        job = ReconstructableJob(code, run.job_name, asset_selection=run.asset_selection)
+        if run.status == dg.DagsterRunStatus.QUEUED:
+            starting = dg.DagsterEventType.RUN_STARTING.value
+            event = DagsterEvent(event_type_value=starting, job_name=run.job_name)
+            self.dagster.report_dagster_event(event, run_id=run.run_id)
+        execute_run(job, self.run(run.run_id), self.dagster)
+        return self.run(run.run_id)
+
+    def said_by(self, run: dg.DagsterRun) -> str:
+        return "\n".join(entry.user_message for entry in self.dagster.all_logs(run.run_id))
+
     def let_go(self, run: dg.DagsterRun) -> None:
         held_run.release(self.dagster, run, "results ready")
 
     def fail(self, run: dg.DagsterRun) -> dg.DagsterRun:
         self.dagster.report_run_failed(run)
         return self.run(run.run_id)
+
+    def let_go_when_ended(self) -> list[dg.DagsterRun]:
+        """End all batches, and let the sensor look at once; the runs that it lets go."""
+        self.simulator.end_batches()
+        self.cursor.last_look = 0
+        self.tick()
+        released = [held_run.read(run).state == held_run.RELEASED for run in self.queued()]
+        return [
+            run for run, is_released in zip(self.queued(), released, strict=True) if is_released
+        ]
 
     def retry(self, run: dg.DagsterRun) -> dg.DagsterRun:
         """Another try of a run, as Dagster's daemon makes it."""
@@ -154,7 +223,7 @@ class Instance:
 
     def tick(self) -> str:
         """Let the sensor tick; what it says."""
-        claude = LocalClaudeBatchResource(path=str(self.simulator))
+        claude = LocalClaudeBatchResource(path=str(self.directory / "simulator"))
         context = dg.build_sensor_context(instance=self.dagster, repository_def=REPOSITORY)
         grace, landing = timedelta(minutes=10), "claude_batch_sensor_landing"
         scene = Scene(context, claude, "claude_batch", landing, grace, self.cursor, claude.now())
@@ -177,7 +246,9 @@ def instance(tmp_path: Path) -> Iterator[Instance]:
     home.mkdir()
     overrides = {"run_coordinator": coordinator}
     with dg.instance_for_test(temp_dir=str(home), overrides=overrides) as dagster:
-        yield Instance(dagster, tmp_path / "simulator")
+        yield Instance(dagster, tmp_path)
+    WHILE_LOOKING.clear()
+    WHILE_SENDING.clear()
 
 
 def test_a_run_is_held_although_a_key_of_its_range_was_deleted(instance: Instance) -> None:
@@ -375,3 +446,100 @@ def test_a_run_that_is_let_go_says_why(waits: tuple[Waiting, ...], look: Look, s
 
     assert why_go(held, look, NOW)[0] == said
     assert len(said) <= 22
+
+
+BACKFILL = {"dagster/backfill": "somebackfill"}
+
+
+def test_a_run_leaves_another_one_that_collects(instance: Instance) -> None:
+    instance.rows("good", "bad")
+    maker = instance.execute(instance.launch(RATINGS))
+
+    (held,) = instance.let_go_when_ended()
+    collected = instance.execute(held)
+
+    assert maker.status == collected.status == dg.DagsterRunStatus.SUCCESS
+    assert instance.queued() == []
+    assert collected.tags[held_run.FRUITFUL_TAG] == collected.run_id
+
+
+@pytest.mark.parametrize(
+    ("tags", "in_reserve"), [(BACKFILL, 1), ({}, 0)], ids=["in a backfill", "by itself"]
+)
+def test_a_backfill_has_another_run_while_one_collects_and_it_goes_when_that_is_done(
+    instance: Instance, tags: Mapping[str, str], in_reserve: int
+) -> None:
+    instance.rows("good")
+    instance.execute(instance.launch(RATINGS, tags=tags))
+    (held,) = instance.let_go_when_ended()
+    seen: list[list[dg.DagsterRun]] = []
+    WHILE_LOOKING.append(lambda: (instance.tick(), seen.append(instance.queued())))
+
+    collected = instance.execute(held)
+
+    assert collected.status == dg.DagsterRunStatus.SUCCESS
+    assert [len(runs) for runs in seen] == [in_reserve]
+    for run in seen[0]:
+        assert run.tags.items() >= BACKFILL.items()
+        assert held_run.read(run).maker_run_id == held.run_id
+        assert held_run.read(run).state == held_run.WAITING
+    assert instance.queued() == []
+
+
+def test_the_run_in_reserve_tries_again_when_the_collecting_run_fails(instance: Instance) -> None:
+    instance.rows("good")
+    instance.execute(instance.launch(RATINGS, tags=BACKFILL))
+    (held,) = instance.let_go_when_ended()
+    seen: list[str] = []
+
+    def fail() -> None:
+        seen.extend(run.run_id for run in instance.queued())
+        raise RuntimeError("no luck")
+
+    WHILE_LOOKING.append(fail)
+
+    failed = instance.execute(held)
+    WHILE_LOOKING.clear()
+    (again,) = instance.queued()
+
+    assert failed.status == FAILURE
+    assert [again.run_id] == seen
+    assert again.tags[held_run.SHORT_TAG].startswith("again at ")
+    assert held_run.read(again).fruitless == 1
+    assert instance.execute(again).status == dg.DagsterRunStatus.SUCCESS
+    assert instance.queued() == []
+
+
+def test_a_run_that_collected_something_is_no_run_that_came_to_nothing(instance: Instance) -> None:
+    fruitless = instance.fail(instance.launch(RATINGS))
+    for _ in range(3):
+        fruitless = instance.fail(instance.hold(fruitless, RATINGS, has_failed=True))
+    tags = {held_run.FRUITFUL_TAG: fruitless.run_id}
+    instance.dagster.add_run_tags(fruitless.run_id, tags)
+
+    after = instance.hold(fruitless, RATINGS, has_failed=True)
+
+    assert held_run.read(after).fruitless == 1
+
+
+def test_a_run_whose_successor_somebody_cancels_meanwhile_cancels_what_it_has_sent(
+    instance: Instance,
+) -> None:
+    instance.rows("good")
+    launched = instance.launch(RATINGS)
+
+    def cancel() -> None:
+        for run in instance.queued():
+            instance.dagster.report_run_canceled(run)
+
+    WHILE_SENDING.append(cancel)
+
+    cancelled = instance.execute(launched)
+
+    (batch,) = instance.simulator.batches()
+    assert cancelled.status == FAILURE
+    assert "nobody else waits for, is cancelled." in instance.said_by(cancelled)
+    assert batch.processing_status == "canceling"
+    assert instance.queued() == []
+    instance.tick()
+    assert cancelled.run_id in instance.cursor.ended
