@@ -13,7 +13,7 @@ from typing import Final, Literal, TypeAlias
 
 import dagster as dg
 
-from dagster_claude_batch.dagster_internals import PRIORITY_TAG
+from dagster_claude_batch.dagster_internals import PARENT_RUN_ID_TAG, PRIORITY_TAG, RETRY_NUMBER_TAG
 from dagster_claude_batch.workbench import Waiting
 
 POOL_PREFIX: Final = "waiting_for_claude_batch/"
@@ -224,6 +224,22 @@ def _moment(stamp: str | None) -> datetime | None:
     return datetime.fromisoformat(stamp) if stamp else None
 
 
+def is_copy(run: dg.DagsterRun) -> bool:
+    """Whether Dagster has launched a held run anew, tags and all: nothing holds that one."""
+    return HELD_TAG in run.tags and PARENT_RUN_ID_TAG in run.tags
+
+
+def take_for_ordinary(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
+    """Take from a copy of a run that was waiting what made that one wait; repeating it is free."""
+    if run.tags.get(STATE_TAG) != WAITING:
+        return
+    # Dagster's own retry collects, as the run that it repeats; a person asks anew.
+    state = RELEASED if RETRY_NUMBER_TAG in run.tags else SETTLED
+    priority = {PRIORITY_TAG: run.tags.get(OLD_PRIORITY_TAG, "0")}
+    mark(instance, run.run_id, state, "launched again")
+    instance.add_run_tags(run.run_id, {**priority, LONG_TAG: "This run does not wait."})
+
+
 def release(instance: dg.DagsterInstance, run: dg.DagsterRun, short: str, *sentences: str) -> None:
     """Let the queue have a held run, and say why. Repeating it changes nothing.
 
@@ -295,7 +311,7 @@ def is_alive(instance: dg.DagsterInstance, run_id: str) -> bool:
     run = instance.get_run_by_id(run_id)
     if run is None or run.is_finished or run.status == dg.DagsterRunStatus.CANCELING:
         return False
-    if run.tags.get(STATE_TAG) != WAITING or read(run).waits:
+    if is_copy(run) or run.tags.get(STATE_TAG) != WAITING or read(run).waits:
         return True
     maker = instance.get_run_by_id(run.tags.get(MAKER_TAG, ""))
     return maker is None or maker.status not in _CANCELLED

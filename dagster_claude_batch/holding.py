@@ -323,7 +323,10 @@ def fruitless_runs(run: dg.DagsterRun, *, has_failed: bool) -> int:
     """
     chain = 0
     is_fruitful = run.tags.get(held_run.FRUITFUL_TAG) == run.run_id
-    if held_run.HELD_TAG in run.tags and not is_fruitful and not held_run.read(run).waits:
+    is_asked_anew = held_run.is_copy(run) and RETRY_NUMBER_TAG not in run.tags
+    if held_run.HELD_TAG in run.tags and not (
+        is_asked_anew or is_fruitful or held_run.read(run).waits
+    ):
         chain = held_run.read(run).fruitless + 1
     return max(chain, 1) if has_failed else chain
 

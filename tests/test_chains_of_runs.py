@@ -203,23 +203,23 @@ class Instance:
             run for run, is_released in zip(self.queued(), released, strict=True) if is_released
         ]
 
-    def retry(self, run: dg.DagsterRun) -> dg.DagsterRun:
-        """Another try of a run, as Dagster's daemon makes it."""
+    def relaunch(self, run: dg.DagsterRun, **told: str) -> dg.DagsterRun:
+        """A copy of a run, as Dagster launches one that a person re-executes."""
         root = run.tags.get("dagster/root_run_id", run.run_id)
         kept = {k: v for k, v in run.tags.items() if k not in TAGS_TO_MAYBE_OMIT_ON_RETRY}
-        told = {
-            "dagster/parent_run_id": run.run_id,
-            "dagster/root_run_id": root,
-            "dagster/retry_number": "1",
-        }
+        parent = {"dagster/parent_run_id": run.run_id, "dagster/root_run_id": root}
         again = copy(
             run,
             run_id=str(uuid.uuid4()),
-            status=dg.DagsterRunStatus.STARTED,
-            tags={**kept, **told},
+            status=dg.DagsterRunStatus.QUEUED,
+            tags={**kept, **parent, **told},
         )
         self.dagster.add_run(again)
         return again
+
+    def retry(self, run: dg.DagsterRun) -> dg.DagsterRun:
+        """Another try of a run, as Dagster's daemon launches it."""
+        return self.relaunch(run, **{"dagster/retry_number": "1"})
 
     def tick(self) -> str:
         """Let the sensor tick; what it says."""
@@ -543,3 +543,24 @@ def test_a_run_whose_successor_somebody_cancels_meanwhile_cancels_what_it_has_se
     assert instance.queued() == []
     instance.tick()
     assert cancelled.run_id in instance.cursor.ended
+
+
+def test_a_held_run_that_a_person_launches_again_does_not_wait_and_is_not_cancelled(
+    instance: Instance,
+) -> None:
+    maker = instance.launch(RATINGS, tags={"dagster/priority": "3"})
+    held = instance.hold(maker, RATINGS)
+    for run in (held, maker):
+        instance.dagster.report_run_canceled(run)
+    again = instance.relaunch(held)
+
+    was_alive = held_run.is_alive(instance.dagster, again.run_id)
+    instance.tick()
+
+    (found,) = instance.queued()
+    assert was_alive
+    assert found.run_id == again.run_id
+    assert found.tags["dagster/priority"] == "3"
+    assert held_run.read(found).state == held_run.SETTLED
+    assert instance.cursor.held == []
+    assert held_run.read(instance.hold(found, RATINGS)).fruitless == 0

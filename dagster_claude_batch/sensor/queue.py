@@ -23,6 +23,11 @@ def held_runs(scene: Scene) -> tuple[dict[str, dg.DagsterRun], list[dg.DagsterRu
     """The held runs of this code location, and those of others."""
     tags = {held_run.HELD_TAG: scene.claude_resource}
     found = held_run.in_queue(scene.instance, tags, QUEUED)
+    copies = [run for run in found if held_run.is_copy(run)]
+    for run in copies:
+        with scene.boundary(f"Run {run.run_id[:8]} keeps the lowest priority"):
+            held_run.take_for_ordinary(scene.instance, run)
+    found = [run for run in found if run not in copies]
     runs = {run.run_id: run for run in found if scene.ours.include(run)}
     return runs, [run for run in found if run.run_id not in runs]
 
