@@ -26,8 +26,11 @@ class Ours:
 
     def tags(self, name: str = held_run.HELD_TAG) -> dict[str, str]:
         """What each of them carries; ``name`` is the tag whose value is the resource."""
-        located = {} if self.location is None else {LOCATION_TAG: self.location}
-        return {**located, name: self.claude_resource}
+        return {**self.located(), name: self.claude_resource}
+
+    def located(self) -> dict[str, str]:
+        """What all runs of the code location carry, whatever their resource."""
+        return {} if self.location is None else {LOCATION_TAG: self.location}
 
     def include(self, run: dg.DagsterRun) -> bool:
         """Whether a held run is one of them."""

@@ -3,6 +3,7 @@
 The instance is a real one, with the run queue that held runs need; nothing runs in it.
 """
 
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -122,7 +123,8 @@ class Instance:
 
     dagster: dg.DagsterInstance
     directory: Path
-    cursor: Cursor = field(default_factory=Cursor)
+    cursor: Cursor = field(default_factory=lambda: Cursor(landed_at=time.time()))
+    landings: int = 0
 
     def run(self, run_id: str) -> dg.DagsterRun:
         found = self.dagster.get_run_by_id(run_id)
@@ -228,6 +230,7 @@ class Instance:
         grace, landing = timedelta(minutes=10), "claude_batch_sensor_landing"
         scene = Scene(context, claude, "claude_batch", landing, grace, self.cursor, claude.now())
         result = tick(scene)
+        self.landings += len(result.run_requests or ())
         self.cursor = Cursor.load(result.cursor)
         return str(result.skip_reason and result.skip_reason.skip_message)
 
@@ -564,3 +567,41 @@ def test_a_held_run_that_a_person_launches_again_does_not_wait_and_is_not_cancel
     assert held_run.read(found).state == held_run.SETTLED
     assert instance.cursor.held == []
     assert held_run.read(instance.hold(found, RATINGS)).fruitless == 0
+
+
+def test_a_landing_run_is_asked_for_once_a_day_where_anything_was_held(instance: Instance) -> None:
+    instance.cursor = Cursor()
+    instance.tick()
+    assert instance.landings == 0  # nothing was
+    instance.rows("good")
+    instance.execute(instance.launch(RATINGS))
+    (held,) = instance.queued()
+    instance.dagster.delete_run(held.run_id)
+
+    instance.cursor = Cursor()  # somebody has reset it
+    instance.tick()
+    instance.tick()
+    assert instance.landings == 1
+
+    assert instance.cursor.landed_at is not None
+    instance.cursor.landed_at -= timedelta(days=1).total_seconds()
+    instance.cursor.landing = instance.cursor.land_at = None
+    instance.tick()
+    assert instance.landings == 2
+
+
+def test_a_sensor_says_that_runs_of_its_location_wait_for_a_sensor_that_is_gone(
+    instance: Instance,
+) -> None:
+    held = instance.hold(instance.launch(RATINGS), RATINGS)
+    instance.dagster.add_run_tags(held.run_id, {held_run.HELD_TAG: "claude"})
+    instance.tick()
+    instance.cursor.pools = dict.fromkeys(instance.cursor.pools, 0.0)
+
+    said = instance.tick()
+
+    assert (
+        "1 run waits for a sensor for the Claude resource 'claude', which this code location has "
+        "no more" in said
+    )
+    assert len(instance.dagster.event_log_storage.get_pool_limits()) == 1

@@ -112,3 +112,25 @@ def may_have_been_renamed(scene: Scene, elsewhere: Sequence[dg.DagsterRun]) -> s
         f" {waits} for assets that are defined here, launched in {', '.join(names)}: if this "
         "code location was renamed, cancel and materialize again; nothing is sent twice."
     )
+
+
+def have_no_sensor(scene: Scene, others: Sequence[dg.DagsterRun]) -> str:
+    """Say which runs of this code location nobody lets go: their resource has no sensor any more.
+
+    It was removed, or the resource renamed, while they waited.
+    """
+    repository = scene.context.repository_def
+    if repository is None:
+        return ""
+    here = scene.ours.located().items()
+    looked_after = {each.tags.get(held_run.SENSOR_RESOURCE_TAG) for each in repository.sensor_defs}
+    tag = held_run.HELD_TAG
+    left = [run for run in others if here <= run.tags.items() and run.tags[tag] not in looked_after]
+    if not left:
+        return ""
+    names = ", ".join(sorted({repr(run.tags[tag]) for run in left}))
+    waits = held_run.counted(len(left), "run waits", "runs wait")
+    return (
+        f" {waits} for a sensor for the Claude resource {names}, which this code location has no "
+        "more: declare one, or cancel them and materialize again; nothing is sent twice."
+    )

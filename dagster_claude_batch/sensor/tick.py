@@ -18,6 +18,7 @@ def tick(scene: Scene) -> dg.SensorResult:
     released: set[str] = set()
     requests: list[dg.RunRequest] = []
     progress: list[dg.AssetObservation] = []
+    others: list[dg.DagsterRun] = []
     with scene.boundary("Not every run was put into the queue"):
         queue.enqueue_left_behind(scene, runs)
     with scene.boundary("No run was let go"):
@@ -29,7 +30,7 @@ def tick(scene: Scene) -> dg.SensorResult:
     with scene.boundary("Runs that ended were not noted"):
         left_behind.notice_ended(scene, runs)
     with scene.boundary("Old pools were not deleted"):
-        pools.sweep(scene, runs)
+        others = pools.sweep(scene, runs)
     with scene.boundary("No landing run was asked for"):
         requests = landing.requests(scene)
     left = [pair for pair in waiting if pair[0].run_id not in released]
@@ -38,6 +39,7 @@ def tick(scene: Scene) -> dg.SensorResult:
     problems = [*([problem] if problem else []), *scene.problems]
     summary = said.summary(scene, [held for held, _ in left], released, problems)
     summary += said.may_have_been_renamed(scene, elsewhere)
+    summary += said.have_no_sensor(scene, others)
     return dg.SensorResult(
         run_requests=requests,
         skip_reason=None if requests else dg.SkipReason(summary),
