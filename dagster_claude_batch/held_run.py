@@ -13,7 +13,7 @@ from typing import Final, Literal, TypeAlias
 
 import dagster as dg
 
-from dagster_claude_batch.dagster_internals import PRIORITY_TAG
+from dagster_claude_batch.dagster_internals import PARENT_RUN_ID_TAG, PRIORITY_TAG, RETRY_NUMBER_TAG
 from dagster_claude_batch.workbench import Waiting
 
 POOL_PREFIX: Final = "waiting_for_claude_batch/"
@@ -25,7 +25,9 @@ MAKER_TAG: Final = ".dagster/claude_batch.maker"
 POOL_TAG: Final = ".dagster/claude_batch.pool"
 OLD_PRIORITY_TAG: Final = ".dagster/claude_batch.priority"
 FRUITLESS_TAG: Final = ".dagster/claude_batch.fruitless"
-"""How many runs before this one, in a chain, ended without having sent or collected anything."""
+"""How many runs before this one, in a chain, ended without having collected anything."""
+FRUITFUL_TAG: Final = ".dagster/claude_batch.fruitful"
+"""On a held run that has collected something; its value is the run's id, for tags are copied."""
 PARTITIONS_TAG: Final = ".dagster/claude_batch.partitions"
 """How many partitions a held run is about."""
 _ATTACHED_TAG: Final = ".dagster/claude_batch.attached."
@@ -104,6 +106,13 @@ def attached_tag(asset: dg.AssetKey) -> str:
 def attached_tags(run: dg.DagsterRun) -> dict[str, str]:
     """Those of `attached_tag` that a run has."""
     return {key: value for key, value in run.tags.items() if key.startswith(_ATTACHED_TAG)}
+
+
+def materialized_in(instance: dg.DagsterInstance, run_id: str) -> set[dg.AssetKey]:
+    """What a run has materialized so far."""
+    events = instance.all_logs(run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION)
+    made = [event.asset_materialization for event in events]
+    return {each.asset_key for each in made if each is not None}
 
 
 def name_of(asset: dg.AssetKey) -> str:
@@ -215,15 +224,34 @@ def _moment(stamp: str | None) -> datetime | None:
     return datetime.fromisoformat(stamp) if stamp else None
 
 
-def release(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
-    """Let the queue have a held run. Repeating it changes nothing."""
+def is_copy(run: dg.DagsterRun) -> bool:
+    """Whether Dagster has launched a held run anew, tags and all: nothing holds that one."""
+    return HELD_TAG in run.tags and PARENT_RUN_ID_TAG in run.tags
+
+
+def take_for_ordinary(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
+    """Take from a copy of a run that was waiting what made that one wait; repeating it is free."""
+    if run.tags.get(STATE_TAG) != WAITING:
+        return
+    # Dagster's own retry collects, as the run that it repeats; a person asks anew.
+    state = RELEASED if RETRY_NUMBER_TAG in run.tags else SETTLED
+    priority = {PRIORITY_TAG: run.tags.get(OLD_PRIORITY_TAG, "0")}
+    mark(instance, run.run_id, state, "launched again")
+    instance.add_run_tags(run.run_id, {**priority, LONG_TAG: "This run does not wait."})
+
+
+def release(instance: dg.DagsterInstance, run: dg.DagsterRun, short: str, *sentences: str) -> None:
+    """Let the queue have a held run, and say why. Repeating it changes nothing.
+
+    ``short`` has at most 22 characters, as all that the run's page shows of such a tag.
+    """
     instance.add_run_tags(
         run.run_id,
         {
             STATE_TAG: RELEASED,
             PRIORITY_TAG: run.tags.get(OLD_PRIORITY_TAG, "0"),
-            SHORT_TAG: "results ready",
-            LONG_TAG: "The batches have ended; this run collects their results.",
+            SHORT_TAG: short,
+            LONG_TAG: " ".join(sentences),
         },
     )
     forget_pool(instance, run.tags.get(POOL_TAG, pool_of(run.run_id)))
@@ -269,18 +297,6 @@ def say_again(
     return moment
 
 
-def watchers(instance: dg.DagsterInstance, claude_resource: str) -> list[dg.DagsterRun]:
-    """Runs that have sent something anew whose first batch may still appear."""
-    tags = {GAVE_UP_TAG: claude_resource}
-    return list(instance.get_runs(dg.RunsFilter(tags=tags), limit=100))
-
-
-def stop_watching(instance: dg.DagsterInstance, claude_resource: str) -> None:
-    """Note that no such batch can appear any more."""
-    for run in watchers(instance, claude_resource):
-        instance.add_run_tags(run.run_id, {GAVE_UP_TAG: "none of it has appeared"})
-
-
 def forget_pool(instance: dg.DagsterInstance, pool: str) -> None:
     """Delete the limit of a held run's pool."""
     instance.event_log_storage.delete_concurrency_limit(pool)
@@ -295,7 +311,7 @@ def is_alive(instance: dg.DagsterInstance, run_id: str) -> bool:
     run = instance.get_run_by_id(run_id)
     if run is None or run.is_finished or run.status == dg.DagsterRunStatus.CANCELING:
         return False
-    if run.tags.get(STATE_TAG) != WAITING or read(run).waits:
+    if is_copy(run) or run.tags.get(STATE_TAG) != WAITING or read(run).waits:
         return True
     maker = instance.get_run_by_id(run.tags.get(MAKER_TAG, ""))
     return maker is None or maker.status not in _CANCELLED

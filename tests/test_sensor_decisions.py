@@ -114,6 +114,10 @@ def test_a_quiet_tick_says_what_tries_again() -> None:
     )
 
 
+def test_a_cursor_of_another_version_keeps_what_both_know() -> None:
+    assert Cursor.load('{"held": ["a"], "of": "another version"}') == Cursor(held=["a"])
+
+
 @pytest.mark.parametrize("text", [None, "", "no json", '{"of": "another version"}', "[1]"])
 def test_a_cursor_that_cannot_be_read_starts_anew(text: str | None) -> None:
     assert Cursor.load(text) == Cursor()

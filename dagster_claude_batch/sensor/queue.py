@@ -8,7 +8,9 @@ import dagster as dg
 
 from dagster_claude_batch import held_run, holding
 from dagster_claude_batch.held_run import HeldRun
+from dagster_claude_batch.sensor.leaving_out import leave_out
 from dagster_claude_batch.sensor.looking import Look, may_go
+from dagster_claude_batch.sensor.reasons import why_go
 from dagster_claude_batch.sensor.scene import QUEUED, Held, Scene
 
 STUCK: Final = timedelta(minutes=5)
@@ -21,8 +23,12 @@ def held_runs(scene: Scene) -> tuple[dict[str, dg.DagsterRun], list[dg.DagsterRu
     """The held runs of this code location, and those of others."""
     tags = {held_run.HELD_TAG: scene.claude_resource}
     found = held_run.in_queue(scene.instance, tags, QUEUED)
-    mine = scene.location_tags().items()
-    runs = {run.run_id: run for run in found if mine <= run.tags.items()}
+    copies = [run for run in found if held_run.is_copy(run)]
+    for run in copies:
+        with scene.boundary(f"Run {run.run_id[:8]} keeps the lowest priority"):
+            held_run.take_for_ordinary(scene.instance, run)
+    found = [run for run in found if run not in copies]
+    runs = {run.run_id: run for run in found if scene.ours.include(run)}
     return runs, [run for run in found if run.run_id not in runs]
 
 
@@ -33,7 +39,8 @@ def enqueue_left_behind(scene: Scene, runs: Mapping[str, dg.DagsterRun]) -> None
     for run in created:
         maker = makers.get(held_run.read(run).maker_run_id)
         if (maker is not None and maker.is_finished) or _is_stuck(scene, run):
-            holding.enqueue(scene.instance, run)
+            with scene.boundary(f"Run {run.run_id[:8]} was not put into the queue"):
+                holding.enqueue(scene.instance, run)
 
 
 def _is_stuck(scene: Scene, run: dg.DagsterRun) -> bool:
@@ -45,11 +52,12 @@ def waiting_ones(scene: Scene, runs: Mapping[str, dg.DagsterRun]) -> list[Held]:
     """The held runs that have not been let go; those that have been, once more."""
     waiting: list[Held] = []
     for run in runs.values():
-        held = held_run.read(run)
-        if held.state == held_run.RELEASED:
-            held_run.forget_pool(scene.instance, held.pool)
-        elif run.status == dg.DagsterRunStatus.QUEUED:
-            waiting.append((held, run))
+        with scene.boundary(f"Run {run.run_id[:8]} was not let go"):
+            held = held_run.read(run)
+            if held.state == held_run.RELEASED:
+                held_run.forget_pool(scene.instance, held.pool)
+            elif run.status == dg.DagsterRunStatus.QUEUED:
+                waiting.append((held, run))
     return waiting
 
 
@@ -67,15 +75,29 @@ def release(scene: Scene, waiting: Sequence[Held], look: Look) -> set[str]:
     for held, run, maker in ready[:RELEASES_PER_TICK]:
         if scene.is_late():
             break
-        released.add(run.run_id)
-        if not held.waits and maker and maker.dagster_run.status == dg.DagsterRunStatus.CANCELED:
-            # Who terminated the run while it was sending did not mean its successor to go on.
-            scene.instance.report_run_canceled(run, message="The run before this was cancelled.")
-        else:
-            held_run.release(scene.instance, run)
+        with scene.boundary(f"Run {run.run_id[:8]} was not let go"):
+            _let_go(scene, held, run, maker, why_go(held, look, scene.now))
+            released.add(run.run_id)
     if any(held.waits and held.run_id not in released for held, _ in due):
         scene.cursor.last_look = 0.0
     return released
+
+
+def _let_go(
+    scene: Scene,
+    held: HeldRun,
+    run: dg.DagsterRun,
+    maker: dg.RunRecord | None,
+    why: tuple[str, str],
+) -> None:
+    if not held.waits and maker and maker.dagster_run.status == dg.DagsterRunStatus.CANCELED:
+        # Who terminated the run while it was sending did not mean its successor to go on.
+        scene.instance.report_run_canceled(run, message="The run before this was cancelled.")
+    elif maker is None:
+        held_run.release(scene.instance, run, *why)
+    else:
+        narrowed, left_out = leave_out(scene, run, maker.dagster_run)
+        held_run.release(scene.instance, narrowed, *why, *left_out)
 
 
 def _is_over(scene: Scene, held: HeldRun, maker: dg.RunRecord | None) -> bool:

@@ -15,6 +15,8 @@ from dagster_claude_batch.sensor.scene import Held, Scene
 
 OBSERVATIONS_PER_TICK: Final = 100
 
+PROBLEMS_SHOWN: Final = 3
+
 
 def progress(scene: Scene, waiting: Sequence[Held], look: Look) -> list[dg.AssetObservation]:
     """Say how many batches have ended of those that a run waits for, at each tenth of them."""
@@ -47,9 +49,13 @@ def progress_of(held: HeldRun, run: dg.DagsterRun, ended: int) -> list[dg.AssetO
     ]
 
 
-def summary(scene: Scene, left: Sequence[HeldRun], released: set[str], problem: str | None) -> str:
+def summary(
+    scene: Scene, left: Sequence[HeldRun], released: set[str], problems: Sequence[str]
+) -> str:
     """What the sensor's page shows of a tick that asks for no run."""
-    parts = [problem] if problem else []
+    parts = list(problems[:PROBLEMS_SHOWN])
+    if len(problems) > PROBLEMS_SHOWN:
+        parts.append(f"And {len(problems) - PROBLEMS_SHOWN:,} more problems, in this tick's log.")
     if released:
         parts.append(f"Let {held_run.counted(len(released), 'run', 'runs')} go.")
     parts.append(describe(left, scene.now, next_look(scene, left)))
@@ -105,4 +111,26 @@ def may_have_been_renamed(scene: Scene, elsewhere: Sequence[dg.DagsterRun]) -> s
     return (
         f" {waits} for assets that are defined here, launched in {', '.join(names)}: if this "
         "code location was renamed, cancel and materialize again; nothing is sent twice."
+    )
+
+
+def have_no_sensor(scene: Scene, others: Sequence[dg.DagsterRun]) -> str:
+    """Say which runs of this code location nobody lets go: their resource has no sensor any more.
+
+    It was removed, or the resource renamed, while they waited.
+    """
+    repository = scene.context.repository_def
+    if repository is None:
+        return ""
+    here = scene.ours.located().items()
+    looked_after = {each.tags.get(held_run.SENSOR_RESOURCE_TAG) for each in repository.sensor_defs}
+    tag = held_run.HELD_TAG
+    left = [run for run in others if here <= run.tags.items() and run.tags[tag] not in looked_after]
+    if not left:
+        return ""
+    names = ", ".join(sorted({repr(run.tags[tag]) for run in left}))
+    waits = held_run.counted(len(left), "run waits", "runs wait")
+    return (
+        f" {waits} for a sensor for the Claude resource {names}, which this code location has no "
+        "more: declare one, or cancel them and materialize again; nothing is sent twice."
     )

@@ -443,7 +443,7 @@ def test_one_run_after_the_other_tries_again_up_to_a_limit(instance: Instance) -
         fruitless.append(held_run.read(run).fruitless)
 
     assert fruitless == [1, 2, 3, 4, 5]
-    with pytest.raises(RuntimeError, match="6 runs in a row have ended without having sent"):
+    with pytest.raises(RuntimeError, match="6 runs in a row have ended without having collected"):
         make()
 
 
