@@ -68,6 +68,7 @@ CREATE_RUN_PARAMETERS: Final = frozenset(
 _EVENTS: Final = "dagster._core.events"
 _ERRORS: Final = "dagster._core.errors"
 _COORDINATOR: Final = "dagster._core.run_coordinator.queued_run_coordinator"
+_BACKFILL: Final = "dagster._core.execution.asset_backfill"
 
 _NAMES: Final = (
     (_EVENTS, "DagsterEvent"),
@@ -148,6 +149,19 @@ def location_tags(run: dg.DagsterRun) -> dict[str, str]:
     if origin is None:
         return {}
     return {LOCATION_TAG: origin.repository_origin.code_location_origin.location_name}
+
+
+def ends_stalled_backfills() -> bool:
+    """Whether a backfill ends if its runs have ended without materializing all that it asked for.
+
+    Elsewhere it waits for ever for partitions of a failed run which has materialized others of the
+    same asset, and for what a run that succeeded has skipped.
+    """
+    try:
+        _inside(_BACKFILL, "_backfill_is_stalled")
+    except (ImportError, AttributeError):
+        return False
+    return True
 
 
 def queues_runs(instance: dg.DagsterInstance) -> bool:

@@ -416,13 +416,13 @@ def test_tags_can_be_added_to_a_queued_run_and_replace_those_of_the_same_name(
     assert (found["team"], found["dagster/priority"]) == ("data", "3")
 
 
-def test_the_origin_of_a_run_names_the_code_location_that_dagster_tags_it_with(
+def test_the_origin_of_a_run_names_the_code_location_as_dagster_does_where_it_tags_runs_with_it(
     instance: Instance,
 ) -> None:
-    tag = {dagster_internals.LOCATION_TAG: "here"}
+    tag = dagster_internals.LOCATION_TAG
 
-    assert dagster_internals.location_tags(instance.maker) == tag
-    assert tag.items() <= instance.maker.tags.items()
+    assert dagster_internals.location_tags(instance.maker) == {tag: "here"}
+    assert instance.maker.tags.get(tag, "here") == "here"
 
 
 def test_one_run_after_the_other_tries_again_up_to_a_limit(instance: Instance) -> None:
