@@ -161,7 +161,7 @@ def _finish_one_by_one(
     In a backfill that would never end after that, all of them fail.
     """
     must_end = BACKFILL_TAG in context.run.tags and not ends_stalled_backfills()
-    materialized = [] if bad and must_end else good
+    materialized: Sequence[PartitionReport] = () if bad and must_end else good
     for report in materialized:
         metadata = metadata_of(declaration, report)
         context.log_event(
