@@ -29,10 +29,10 @@ DIRECTED = {
     "sending.Sender._is_still_ours:transact": 6,
     "advance.Engine._refuse_to_go_on_halted:transact": 9,
     "workbench.Workbench.plan_anew:transact": 9,
-    "collecting.Collector._drop_what_it_answered:transact": 4,
+    "collecting.Collector._drop_what_it_answered:transact": 11,
     "reconciling.Reconciler._record_copies:transact": 17,
     "reconciling.record:transact#2": 33,
-    "collecting.Collector._sees_older:transact": 0,
+    "collecting.Collector._sees_older:transact": 3,
     "collecting.Collector.cancel:cancel": 11,
 }
 """Rare places, and seeds in whose unkind worlds they are come to."""
