@@ -271,7 +271,7 @@ def test_where_dagster_cannot_hold_runs_a_tick_touches_none_and_says_how_to_let_
         )
         claude = LocalClaudeBatchResource(path=str(tmp_path))
         context = dg.build_sensor_context(instance=instance)
-        cursor = Cursor()
+        cursor = Cursor(landed_at=datetime.now(UTC).timestamp())
         snapshots = "dagster._core.snap.execution_plan_snapshot"
         monkeypatch.setattr(f"{snapshots}.ExecutionStepSnap", object)
 
