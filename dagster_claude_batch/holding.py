@@ -73,12 +73,15 @@ def why_not(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str | None:
         return "the Dagster instance is ephemeral"
     lacking = dagster_internals.missing(instance)
     if lacking is not None:
-        return f"Dagster {dg.__version__} has no {lacking}, which runs that wait in the queue need"
+        return dagster_internals.lacks(lacking)
     if not dagster_internals.queues_runs(instance):
         return "the instance's run coordinator does not queue runs"
     if run.remote_job_origin is None:
         return "the run was not launched through a code location"
-    return _why_queue_not(instance, run)
+    try:
+        return _why_queue_not(instance, run)
+    except AttributeError as error:  # its configuration is read in another way by now
+        return dagster_internals.lacks(str(error.name))
 
 
 def _why_queue_not(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str | None:

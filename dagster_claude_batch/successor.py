@@ -178,8 +178,8 @@ class Successor:
         self.context.instance.add_run_tags(held_id, attached)
 
     def _can_be_held(self) -> bool:
-        problem = sensor_problem(self.context, self.asset.claude_resource)
-        return problem is None and self.why_not() is None
+        claude_resource = self.asset.claude_resource
+        return self.why_not() is None and sensor_problem(self.context, claude_resource) is None
 
     def _say_again(self, held_id: str) -> None:
         if not holding.is_waiting(self.context.instance, held_id):

@@ -13,6 +13,7 @@ from dagster_claude_batch.held_run import (
     HELD_TAG,
     MAKER_TAG,
     STATE_TAG,
+    WAITER_TAG,
     HeldRun,
     pause_after,
     pause_after_failures,
@@ -30,6 +31,7 @@ from dagster_claude_batch.workbench import Waiting
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 LATER = NOW + timedelta(seconds=1)
 SINCE = NOW - timedelta(hours=2, minutes=10)
+LONG = timedelta(minutes=10)
 QUESTION = {"role": "user", "content": "?"}
 
 
@@ -247,6 +249,44 @@ def test_a_tick_that_has_taken_long_leaves_the_rest_to_the_next(
 
         (found,) = instance.get_runs(dg.RunsFilter(run_ids=[held.run_id]))
     assert (read(found).state == "released") is released
+
+
+def test_where_dagster_cannot_hold_runs_a_tick_touches_none_and_says_how_to_let_them_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with dg.DagsterInstance.ephemeral() as instance:
+        maker = instance.create_run_for_job(_empty_job(), status=dg.DagsterRunStatus.FAILURE)
+        tags = {HELD_TAG: "claude_batch", MAKER_TAG: maker.run_id, STATE_TAG: "waiting"}
+        origin = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("here"), "repository")
+        held = instance.create_run_for_job(
+            _empty_job(),
+            tags=tags,
+            status=dg.DagsterRunStatus.QUEUED,
+            remote_job_origin=origin.get_job_origin("empty"),
+        )
+        gone = instance.create_run_for_job(
+            _empty_job(),
+            tags={WAITER_TAG: "claude_batch", STATE_TAG: "in_run"},
+            status=dg.DagsterRunStatus.FAILURE,
+        )
+        claude = LocalClaudeBatchResource(path=str(tmp_path))
+        context = dg.build_sensor_context(instance=instance)
+        cursor = Cursor(landed_at=datetime.now(UTC).timestamp())
+        snapshots = "dagster._core.snap.execution_plan_snapshot"
+        monkeypatch.setattr(f"{snapshots}.ExecutionStepSnap", object)
+
+        result = tick(Scene(context, claude, "claude_batch", "landing", LONG, cursor, NOW))
+
+        (found,) = instance.get_runs(dg.RunsFilter(run_ids=[held.run_id]))
+    assert read(found).state == "waiting"
+    assert list(cursor.ended) == [gone.run_id]
+    assert result.skip_reason is not None
+    assert result.skip_reason.skip_message == (
+        f"Dagster {dg.__version__} has no ExecutionStepSnap._replace, which runs that wait in the "
+        "queue need: runs wait for their batches themselves. To let the 1 run that is held in the "
+        "queue go, delete in Deployment → Concurrency the limits of their pools: "
+        f"waiting_for_claude_batch/{held.run_id[:8]}"
+    )
 
 
 def test_a_look_that_takes_long_keeps_what_it_has_seen(tmp_path: Path) -> None:

@@ -1,12 +1,12 @@
 """What a tick says: of its assets, and of itself in one sentence."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 from typing import Final
 
 import dagster as dg
 
-from dagster_claude_batch import held_run
+from dagster_claude_batch import dagster_internals, held_run
 from dagster_claude_batch.batch_asset import batch_asset_keys
 from dagster_claude_batch.dagster_internals import LOCATION_TAG, PARTITION_NAME_TAG
 from dagster_claude_batch.held_run import HeldRun
@@ -60,6 +60,22 @@ def summary(
         parts.append(f"Let {held_run.counted(len(released), 'run', 'runs')} go.")
     parts.append(describe(left, scene.now, next_look(scene, left)))
     return " ".join(parts)
+
+
+def of_no_held_runs(lacking: str, runs: Collection[dg.DagsterRun]) -> str:
+    """What it shows where Dagster cannot hold runs, and what to do about those that it holds."""
+    said = f"{dagster_internals.lacks(lacking)}: runs wait for their batches themselves."
+    if not runs:
+        return said
+    held = held_run.counted(len(runs), "run that is held", "runs that are held")
+    pools = ", ".join(sorted(held_run.read(run).pool for run in runs)[:_POOLS_SHOWN])
+    return (
+        f"{said} To let the {held} in the queue go, delete in Deployment → Concurrency the "
+        f"limits of their pools: {pools}{' …' if len(runs) > _POOLS_SHOWN else ''}"
+    )
+
+
+_POOLS_SHOWN: Final = 10
 
 
 def describe(waiting: Sequence[HeldRun], now: datetime, look_at: datetime) -> str:

@@ -2,6 +2,7 @@
 
 import dagster as dg
 
+from dagster_claude_batch import dagster_internals
 from dagster_claude_batch.sensor import landing, left_behind, looking, pools, queue, said
 from dagster_claude_batch.sensor.scene import Held, Scene
 
@@ -13,6 +14,8 @@ def tick(scene: Scene) -> dg.SensorResult:
     one begins where this one did.
     """
     runs, elsewhere = queue.held_runs(scene)
+    lacking = dagster_internals.missing(scene.instance)
+    ours = runs if lacking is None else {}
     problem, look = None, looking.Look()
     waiting: list[Held] = []
     released: set[str] = set()
@@ -20,24 +23,29 @@ def tick(scene: Scene) -> dg.SensorResult:
     progress: list[dg.AssetObservation] = []
     others: list[dg.DagsterRun] = []
     with scene.boundary("Not every run was put into the queue"):
-        queue.enqueue_left_behind(scene, runs)
+        queue.enqueue_left_behind(scene, ours)
     with scene.boundary("No run was let go"):
-        waiting = queue.waiting_ones(scene, runs)
+        waiting = queue.waiting_ones(scene, ours)
         problem, look = looking.look(scene, [held for held, _ in waiting])
         released = queue.release(scene, waiting, look)
     with scene.boundary("Not every run was brought back"):
-        left_behind.bring_back(scene)
+        if lacking is None:
+            left_behind.bring_back(scene)
     with scene.boundary("Runs that ended were not noted"):
         left_behind.notice_ended(scene, runs)
     with scene.boundary("Old pools were not deleted"):
-        others = pools.sweep(scene, runs)
+        if lacking is None:
+            others = pools.sweep(scene, runs)
     with scene.boundary("No landing run was asked for"):
         requests = landing.requests(scene)
     left = [pair for pair in waiting if pair[0].run_id not in released]
     with scene.boundary("Progress was not said"):
         progress = said.progress(scene, left, look)
     problems = [*([problem] if problem else []), *scene.problems]
-    summary = said.summary(scene, [held for held, _ in left], released, problems)
+    if lacking is None:
+        summary = said.summary(scene, [held for held, _ in left], released, problems)
+    else:
+        summary = " ".join([*problems, said.of_no_held_runs(lacking, runs.values())])
     summary += said.may_have_been_renamed(scene, elsewhere)
     summary += said.have_no_sensor(scene, others)
     return dg.SensorResult(
