@@ -7,7 +7,7 @@ steps name a pool of their own, whose limit is 0 until the sensor deletes it.
 import json
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Final, Literal, TypeAlias
 
@@ -133,6 +133,7 @@ def describe(
         "not_before": _stamp(waiting.not_before),
         "send_after": _stamp(waiting.send_after),
         "any_end": waiting.any_end,
+        "in_vain": waiting.in_vain,
     }
     instance.add_run_tags(
         held_id,
@@ -159,6 +160,14 @@ def _short(waiting: Waiting) -> str:
 
 def _long(waiting: Waiting) -> str:
     """What the sensor does comes first, for the UI cuts long tags."""
+    if waiting.is_for_room:
+        unsent = counted(waiting.unsent, "chunk is", "chunks are")
+        latest = f", at {waiting.not_before:%Y-%m-%d %H:%M} UTC at the latest"
+        return (
+            "The sensor starts this run when fewer requests are out (max_in_flight_requests)"
+            f"{latest if waiting.not_before else ''}: {unsent} not sent yet. To cancel, terminate "
+            "this run."
+        )
     batches = counted(len(waiting.batch_ids), "batch", "batches")
     parts = [f"{batches} with {counted(waiting.requests, 'request', 'requests')} out"]
     if waiting.unsent:
@@ -196,6 +205,18 @@ def read(run: dg.DagsterRun) -> HeldRun:
     )
 
 
+def found_no_room(
+    held: HeldRun, asset: dg.AssetKey, waiting: Waiting, now: datetime, poll_interval: timedelta
+) -> Waiting:
+    """What is waited for by a run that came for room; if it found none, after a growing pause."""
+    before = dict(zip(held.assets, held.waits, strict=True)).get(name_of(asset))
+    if before is None or not (before.is_for_room and waiting.is_for_room):
+        return waiting
+    in_vain = before.in_vain + 1
+    until = now + pause_after_failures(in_vain, poll_interval)
+    return replace(waiting, in_vain=in_vain, send_after=max(until, waiting.send_after or until))
+
+
 def _read_wait(tags: Mapping[str, str], name: str) -> Waiting:
     wait = json.loads(tags[f"{_WAIT_TAG}{name}"])
     pages = [ids for key, ids in tags.items() if key.startswith(f"{_BATCHES_TAG}{name}.")]
@@ -208,6 +229,7 @@ def _read_wait(tags: Mapping[str, str], name: str) -> Waiting:
         _moment(wait["not_before"]),
         _moment(wait.get("send_after")),
         bool(wait.get("any_end")),
+        int(wait.get("in_vain", 0)),
     )
 
 
@@ -217,13 +239,17 @@ def _moment(stamp: str | None) -> datetime | None:
 
 def release(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
     """Let the queue have a held run. Repeating it changes nothing."""
+    waits = read(run).waits
+    sends = bool(waits) and all(wait.is_for_room for wait in waits)
     instance.add_run_tags(
         run.run_id,
         {
             STATE_TAG: RELEASED,
             PRIORITY_TAG: run.tags.get(OLD_PRIORITY_TAG, "0"),
-            SHORT_TAG: "results ready",
-            LONG_TAG: "The batches have ended; this run collects their results.",
+            SHORT_TAG: "room to send" if sends else "results ready",
+            LONG_TAG: "There is room to send; this run does so."
+            if sends
+            else "The batches have ended; this run collects their results.",
         },
     )
     forget_pool(instance, run.tags.get(POOL_TAG, pool_of(run.run_id)))

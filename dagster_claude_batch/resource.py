@@ -41,7 +41,6 @@ UNANSWERED: Final = (anthropic.AnthropicError, UnreadableAnswerError)
 """What the verbs raise where the API refuses, cannot be reached, or gives no usable answer."""
 
 _BODY_PIECE: Final = 2**20
-_LONGEST_QUEUED: Final = timedelta(hours=25)
 _FEW_BATCHES: Final = 5
 """Up to here, asking for each batch costs less than listing all of them."""
 
@@ -226,11 +225,6 @@ class ClaudeBatchResource(dg.ConfigurableResource[Any]):
                 yield batch.id, batch
             if not left:
                 return
-
-    def requests_in_queue(self, *, timeout_seconds: float | None = None) -> int:
-        """Requests of the whole workspace that are not processed yet, whoever sent them."""
-        batches = self._client_within(timeout_seconds).messages.batches
-        return sum(b.request_counts.processing for b in self._since(batches, _LONGEST_QUEUED))
 
     def _client_within(self, timeout_seconds: float | None) -> anthropic.Anthropic:
         if timeout_seconds is None:

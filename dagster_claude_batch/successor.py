@@ -61,6 +61,14 @@ class Successor:
         """Hand over to it, and say so."""
         self.hold()
         held_id = str(self.held_id)
+        claude = self.engine.claude
+        waiting = held_run.found_no_room(
+            held_run.read(self.context.run),
+            self.key,
+            waiting,
+            claude.now(),
+            timedelta(seconds=claude.poll_interval_seconds),
+        )
         held_run.describe(
             self.context.instance, held_id, self.key, waiting, partitions=len(partitions)
         )

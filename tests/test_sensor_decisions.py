@@ -45,13 +45,11 @@ def _held(*waits: Waiting) -> HeldRun:
         ((Waiting(("a", "b"), since=SINCE),), Look(frozenset("ab")), True),
         ((Waiting(("a", "b"), unsent=1),), Look(frozenset("a")), True),
         ((Waiting(("a",), unsent=1),), Look(), False),
-        ((Waiting(unsent=1, needs=10),), Look(in_queue=95), False),
-        ((Waiting(unsent=1, needs=10),), Look(in_queue=90), True),
-        ((Waiting(unsent=1, needs=10, send_after=LATER, not_before=LATER),), Look(), False),
-        ((Waiting(unsent=1, needs=10, send_after=NOW, not_before=NOW),), Look(), True),
+        ((Waiting(unsent=1, needs=10, not_before=LATER),), Look(), False),
+        ((Waiting(unsent=1, needs=10, not_before=NOW),), Look(), True),
         ((Waiting(("a", "b"), any_end=True),), Look(frozenset("a")), True),
         ((Waiting(("a", "b"), any_end=True),), Look(), False),
-        ((Waiting(not_before=LATER),), Look(in_queue=0), False),
+        ((Waiting(not_before=LATER),), Look(), False),
         ((Waiting(("a",), not_before=NOW),), Look(), True),
         ((Waiting(("a",), not_before=LATER),), Look(), False),
         ((Waiting(("a",)), Waiting(("b",))), Look(frozenset("a")), False),
@@ -63,10 +61,8 @@ def _held(*waits: Waiting) -> HeldRun:
         "all batches have ended",
         "an end makes room for more",
         "no room yet",
-        "the window is full",
-        "the window has room",
-        "there is room, but the API asked for patience",
-        "the API's pause is over",
+        "only room makes it go",
+        "room or not, its time has come",
         "one of the candidates of a doubt has ended",
         "none of them has",
         "a doubt is to settle first",
@@ -77,7 +73,7 @@ def _held(*waits: Waiting) -> HeldRun:
     ],
 )
 def test_when_a_held_run_may_go(waits: tuple[Waiting, ...], look: Look, *, expected: bool) -> None:
-    assert may_go(_held(*waits), look, NOW, window=100) is expected
+    assert may_go(_held(*waits), look, NOW) is expected
 
 
 @pytest.mark.parametrize(
@@ -148,7 +144,7 @@ def test_a_batch_long_unseen_among_others_is_worth_a_run_once_an_hour(tmp_path: 
 def test_what_a_held_run_waits_for_survives_its_tags() -> None:
     with dg.DagsterInstance.ephemeral() as instance:
         run = instance.create_run_for_job(_empty_job())
-        waiting = Waiting(("a", "b"), 7, 2, 5, SINCE, LATER, NOW, any_end=True)
+        waiting = Waiting(("a", "b"), 7, 2, 5, SINCE, LATER, NOW, any_end=True, in_vain=3)
 
         describe_held(instance, run.run_id, dg.AssetKey("x"), waiting)
 

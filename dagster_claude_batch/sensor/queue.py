@@ -9,6 +9,7 @@ import dagster as dg
 from dagster_claude_batch import held_run, holding
 from dagster_claude_batch.held_run import HeldRun
 from dagster_claude_batch.sensor.looking import Look, may_go
+from dagster_claude_batch.sensor.room import going_for_room
 from dagster_claude_batch.sensor.scene import QUEUED, Held, Scene
 
 STUCK: Final = timedelta(minutes=5)
@@ -53,10 +54,17 @@ def waiting_ones(scene: Scene, runs: Mapping[str, dg.DagsterRun]) -> list[Held]:
     return waiting
 
 
-def release(scene: Scene, waiting: Sequence[Held], look: Look) -> set[str]:
-    """Let go what has something to do, never before the run that made it has ended."""
-    window = scene.claude.max_in_flight_requests
-    due = [pair for pair in waiting if may_go(pair[0], look, scene.now, window)]
+def release(
+    scene: Scene, runs: Mapping[str, dg.DagsterRun], waiting: Sequence[Held], look: Look
+) -> set[str]:
+    """Let go what has something to do, never before the run that made it has ended.
+
+    Who collects goes before who only waits for room, which it makes.
+    """
+    due = [pair for pair in waiting if may_go(pair[0], look, scene.now)]
+    due_ids = {held.run_id for held, _ in due}
+    others = [pair for pair in waiting if pair[0].run_id not in due_ids]
+    due += going_for_room(scene, runs, others)
     makers = scene.records([held.maker_run_id for held, _ in due])
     ready = [
         (held, run, maker)
@@ -73,7 +81,7 @@ def release(scene: Scene, waiting: Sequence[Held], look: Look) -> set[str]:
             scene.instance.report_run_canceled(run, message="The run before this was cancelled.")
         else:
             held_run.release(scene.instance, run)
-    if any(held.waits and held.run_id not in released for held, _ in due):
+    if any(held.batch_ids and held.run_id not in released for held, _ in due):
         scene.cursor.last_look = 0.0
     return released
 

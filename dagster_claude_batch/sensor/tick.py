@@ -12,7 +12,7 @@ def tick(scene: Scene) -> dg.SensorResult:
     queue.enqueue_left_behind(scene, runs)
     waiting = queue.waiting_ones(scene, runs)
     problem, look = looking.look(scene, [held for held, _ in waiting])
-    released = queue.release(scene, waiting, look)
+    released = queue.release(scene, runs, waiting, look)
     left_behind.bring_back(scene)
     left_behind.notice_ended(scene, runs)
     pools.sweep(scene, runs)
