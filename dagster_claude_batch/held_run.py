@@ -26,6 +26,10 @@ POOL_TAG: Final = ".dagster/claude_batch.pool"
 OLD_PRIORITY_TAG: Final = ".dagster/claude_batch.priority"
 FRUITLESS_TAG: Final = ".dagster/claude_batch.fruitless"
 """How many runs before this one, in a chain, ended without having sent or collected anything."""
+POOLS_TAG: Final = ".dagster/claude_batch.pools"
+"""The user's pools that all first steps of a held run are in, as a JSON list."""
+READY_TAG: Final = ".dagster/claude_batch.ready"
+"""On a held run whose batches have ended, but whose pools had no free slot."""
 PARTITIONS_TAG: Final = ".dagster/claude_batch.partitions"
 """How many partitions a held run is about."""
 _ATTACHED_TAG: Final = ".dagster/claude_batch.attached."
@@ -73,6 +77,8 @@ class HeldRun:
     """A held run, as far as its tags tell; ``waits`` is empty until its maker has sent.
 
     ``assets`` are the names (`name_of`) of the assets that wait, in the order of ``waits``.
+    ``pools`` are the user's: it can begin where one of them has a free slot, or if there is none.
+    With ``is_ready`` the API need not be asked any more.
     """
 
     run_id: str
@@ -84,6 +90,8 @@ class HeldRun:
     fruitless: int = 0
     partitions: int = 1
     assets: tuple[str, ...] = ()
+    pools: tuple[str, ...] = ()
+    is_ready: bool = False
 
     @property
     def batch_ids(self) -> set[str]:
@@ -202,6 +210,8 @@ def read(run: dg.DagsterRun) -> HeldRun:
         int(tags.get(FRUITLESS_TAG, "0")),
         int(tags.get(PARTITIONS_TAG, "1")),
         tuple(names),
+        tuple(json.loads(tags.get(POOLS_TAG, "[]"))),
+        READY_TAG in tags,
     )
 
 
@@ -253,6 +263,17 @@ def release(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
         },
     )
     forget_pool(instance, run.tags.get(POOL_TAG, pool_of(run.run_id)))
+
+
+def make_ready(instance: dg.DagsterInstance, held: HeldRun) -> None:
+    """Note that a held run may go as soon as one of its pools has a free slot."""
+    pools = " or ".join(repr(pool) for pool in held.pools)
+    tags = {
+        READY_TAG: "1",
+        SHORT_TAG: "waiting for a pool",
+        LONG_TAG: f"This run has something to do; it starts when pool {pools} has a free slot.",
+    }
+    instance.add_run_tags(held.run_id, tags)
 
 
 def mark(

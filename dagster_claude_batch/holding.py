@@ -4,6 +4,7 @@ Most of what is called here is no public part of Dagster; each call has a test t
 behaviour it relies on.
 """
 
+import json
 import uuid
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
@@ -11,11 +12,12 @@ from typing import TYPE_CHECKING, Any, Final
 import dagster as dg
 
 from dagster_claude_batch import dagster_internals, held_run
-from dagster_claude_batch.dagster_internals import NOT_COPIED, PRIORITY_TAG
+from dagster_claude_batch.dagster_internals import CONCURRENCY_TAG, NOT_COPIED, PRIORITY_TAG
 
 if TYPE_CHECKING:
     from dagster._core.definitions.assets.graph.base_asset_graph import BaseAssetGraph
     from dagster._core.snap import ExecutionPlanSnapshot
+    from dagster._core.snap.execution_plan_snapshot import ExecutionStepSnap
 
 MOST_FRUITLESS: Final = 5
 """So many runs in a chain may end without having sent or collected, before it is given up."""
@@ -102,7 +104,10 @@ def make(
             run_id=held_id,
             run_config=run.run_config,
             status=dg.DagsterRunStatus.NOT_STARTED,
-            tags=_tags(run, held_id, pool, claude_resource, fruitless, has_failed=has_failed),
+            tags={
+                **_tags(run, held_id, pool, claude_resource, fruitless, has_failed=has_failed),
+                held_run.POOLS_TAG: _first_pools(run, snapshot, selection),
+            },
             root_run_id=None,
             parent_run_id=None,
             step_keys_to_execute=None,
@@ -163,8 +168,39 @@ def _held_plan(
     snapshot: "ExecutionPlanSnapshot", selection: frozenset[dg.AssetKey], pool: str
 ) -> "ExecutionPlanSnapshot":
     """The plan of the selected assets, each step in the held run's pool."""
-    steps = [
-        step._replace(pool=pool)
+    steps = [step._replace(pool=pool) for step in _steps_of(snapshot, selection)]
+    return snapshot._replace(
+        steps=steps,
+        step_keys_to_execute=[step.key for step in steps],
+        initial_known_state=None,
+    )
+
+
+def _first_pools(
+    run: dg.DagsterRun, snapshot: "ExecutionPlanSnapshot", selection: frozenset[dg.AssetKey]
+) -> str:
+    """The user's pools of a plan's first steps, for the tag; none if one of these has no pool.
+
+    Dagster starts a run if one of its first steps can begin. In a held run's plan their pools have
+    given way to its own.
+    """
+    if held_run.HELD_TAG in run.tags:
+        return run.tags.get(held_run.POOLS_TAG, "[]")
+    steps = _steps_of(snapshot, selection)
+    keys = {step.key for step in steps}
+    known: Any = snapshot  # its types are open
+    deps: Mapping[str, set[str]] = known.step_deps
+    first = [step for step in steps if keys.isdisjoint(deps.get(step.key, ()))]
+    pools = {step.pool or (step.tags or {}).get(CONCURRENCY_TAG) for step in first}
+    return json.dumps([] if None in pools else sorted(str(pool) for pool in pools))
+
+
+def _steps_of(
+    snapshot: "ExecutionPlanSnapshot", selection: frozenset[dg.AssetKey]
+) -> "list[ExecutionStepSnap]":
+    """The steps of the selected assets and of their checks."""
+    return [
+        step
         for step in snapshot.steps
         if any(
             output.properties is not None
@@ -178,11 +214,6 @@ def _held_plan(
             for output in step.outputs
         )
     ]
-    return snapshot._replace(
-        steps=steps,
-        step_keys_to_execute=[step.key for step in steps],
-        initial_known_state=None,
-    )
 
 
 def _checks_of(

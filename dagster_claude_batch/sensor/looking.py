@@ -32,8 +32,7 @@ class Look:
 
 def look(scene: Scene, waiting: Sequence[HeldRun]) -> tuple[str | None, Look]:
     """Ask the API, if a look is due. A batch that it does not show is a reason to wait."""
-    waits = [wait for held in waiting for wait in held.waits]
-    wanted = {batch_id for wait in waits for batch_id in wait.batch_ids}
+    wanted = {batch_id for held in waiting if not held.is_ready for batch_id in held.batch_ids}
     if not wanted or scene.now < next_look(scene, waiting):
         return None, Look()
     scene.cursor.last_look = scene.now.timestamp()
@@ -76,8 +75,8 @@ def look_at(claude: ClaudeBatchResource, wanted: set[str]) -> tuple[Look, str | 
 
 def may_go(held: HeldRun, look: Look, now: datetime) -> bool:
     """Whether a held run whose maker has ended has something to do, room or not."""
-    if not held.waits:
-        return True  # its maker ended before it had paid for anything
+    if held.is_ready or not held.waits:
+        return True  # or its maker ended before it had paid for anything
     return any(_is_due(wait, look, now) for wait in held.waits) or all(
         wait.batch_ids and look.ended.issuperset(wait.batch_ids) for wait in held.waits
     )

@@ -6,11 +6,8 @@ and what nobody waits for any more) shows as a run that found no room: then one 
 after pauses that grow.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Final
-
-import dagster as dg
 
 from dagster_claude_batch import held_run
 from dagster_claude_batch.doubt import LATEST_END
@@ -18,31 +15,17 @@ from dagster_claude_batch.held_run import HeldRun
 from dagster_claude_batch.sensor.scene import Held, Scene
 from dagster_claude_batch.workbench import Waiting
 
-_AT_WORK: Final = (
-    dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED,
-    dg.DagsterRunStatus.CANCELING,
-)
 
-
-def going_for_room(
-    scene: Scene, runs: Mapping[str, dg.DagsterRun], waiting: Sequence[Held]
-) -> list[Held]:
-    """Those of the runs that wait for room that may go for it now, oldest first."""
+def going_for_room(scene: Scene, waiting: Sequence[Held], let_go: Sequence[HeldRun]) -> list[Held]:
+    """Those of all waiting runs that may go for room now, oldest first; ``let_go``: see `Slots`."""
     wanting = [pair for pair in waiting if _of_room(pair[0])]
     if not wanting:
         return []
-    held = [held_run.read(run) for run in (*runs.values(), *_at_work(scene))]
-    going = fitting(
-        [held for held, _ in wanting], held, scene.now, scene.claude.max_in_flight_requests
-    )
-    tries = _tries(held, scene)
+    everybody = [*(held for held, _ in waiting), *let_go]
+    window = scene.claude.max_in_flight_requests
+    going = fitting([held for held, _ in wanting], everybody, scene.now, window)
+    tries = _tries(everybody, scene)
     return [pair for pair in wanting if pair[0].run_id in going][:tries]
-
-
-def _at_work(scene: Scene) -> Sequence[dg.DagsterRun]:
-    tags = {**scene.tags(), held_run.STATE_TAG: held_run.RELEASED}
-    return scene.instance.get_runs(dg.RunsFilter(tags=tags, statuses=list(_AT_WORK)))
 
 
 def fitting(
