@@ -28,6 +28,7 @@ from anthropic.types.messages import (
 from anthropic.types.messages.batch_create_params import Request
 from pydantic import BaseModel, Field
 
+from dagster_claude_batch.deadline import seen_within
 from dagster_claude_batch.errors import NoCredentialsError, UnreadableAnswerError
 from dagster_claude_batch.simulator import Simulator, SimulatorTransport
 
@@ -202,15 +203,15 @@ class ClaudeBatchResource(dg.ConfigurableResource[Any]):
 
     def look_within(
         self, batch_ids: Sequence[str], seconds: float
-    ) -> tuple[dict[str, MessageBatch], bool]:
-        """Look until so many seconds are over, making each call once; whether all were reached."""
-        end = time.monotonic() + seconds
-        found: dict[str, MessageBatch] = {}
-        for batch_id, batch in self._look(self._client_within(seconds).messages.batches, batch_ids):
-            found[batch_id] = batch
-            if time.monotonic() > end:
-                return found, len(found) == len(batch_ids)
-        return found, True
+    ) -> tuple[dict[str, MessageBatch], Exception | None]:
+        """Look as far as one comes in so many seconds; and why not at all of them, if so.
+
+        Each call is made once. What has been seen before an error, or before the time is over,
+        is returned.
+        """
+        batches = self._client_within(seconds).messages.batches
+        seen, problem = seen_within(seconds, self._look(batches, batch_ids))
+        return dict(seen), problem
 
     def _look(
         self, batches: Batches, batch_ids: Sequence[str]

@@ -239,17 +239,3 @@ def test_a_tick_that_has_taken_long_leaves_the_rest_to_the_next(
 
         (found,) = instance.get_runs(dg.RunsFilter(run_ids=[held.run_id]))
     assert (read(found).state == "released") is released
-
-
-def test_a_look_that_takes_long_keeps_what_it_has_seen(tmp_path: Path) -> None:
-    claude = LocalClaudeBatchResource(path=str(tmp_path))
-    params = {"model": "claude-haiku-4-5", "max_tokens": 8, "messages": [QUESTION]}
-    ids = [
-        claude.client.messages.batches.create(requests=[{"custom_id": "a", "params": params}]).id
-        for _ in range(40)
-    ]
-
-    some, is_complete = claude.look_within(ids, 0)
-    assert (len(some), is_complete) == (1, False)
-    everything, is_complete = claude.look_within(ids, 60)
-    assert (set(everything), is_complete) == (set(ids), True)

@@ -6,7 +6,6 @@ The API is asked for batches only: how much room there is, stands in tags (`sens
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Final
 
 from dagster_claude_batch import held_run
 from dagster_claude_batch.doubt import UNSEEN
@@ -15,8 +14,6 @@ from dagster_claude_batch.held_run import HeldRun
 from dagster_claude_batch.resource import UNANSWERED, ClaudeBatchResource
 from dagster_claude_batch.sensor.scene import Scene
 from dagster_claude_batch.workbench import Waiting
-
-_API_TIMEOUT_SECONDS: Final = 20.0
 
 
 @dataclass(frozen=True)
@@ -36,11 +33,8 @@ def look(scene: Scene, waiting: Sequence[HeldRun]) -> tuple[str | None, Look]:
     if not wanted or scene.now < next_look(scene, waiting):
         return None, Look()
     scene.cursor.last_look = scene.now.timestamp()
-    try:
-        shown, slow = look_at(scene.claude, wanted)
-        return slow, with_unseen(scene, shown)
-    except (*UNANSWERED, NoCredentialsError) as error:
-        return f"The API could not be asked ({type(error).__name__}: {error}).", Look()
+    problem, shown = look_at(scene.claude, wanted, scene.seconds_to_ask())
+    return problem, with_unseen(scene, shown)
 
 
 def with_unseen(scene: Scene, look: Look) -> Look:
@@ -60,17 +54,29 @@ def next_look(scene: Scene, waiting: Sequence[HeldRun]) -> datetime:
     return datetime.fromtimestamp(scene.cursor.last_look, UTC) + pause
 
 
-def look_at(claude: ClaudeBatchResource, wanted: set[str]) -> tuple[Look, str | None]:
+def look_at(
+    claude: ClaudeBatchResource, wanted: set[str], seconds: float
+) -> tuple[str | None, Look]:
     """Ask for the state of batches with one `list` call per 1,000 of them, in limited time.
 
     Also returned is why that was not done to its end, if so: who has ended by then is let go, and
     the next tick has the fewer to ask for.
     """
-    found, is_complete = claude.look_within(sorted(wanted), _API_TIMEOUT_SECONDS)
+    found, problem = claude.look_within(sorted(wanted), seconds)
     ended = {batch_id for batch_id, each in found.items() if each.processing_status == "ended"}
-    unseen = wanted.difference(found) if found and is_complete else ()
-    slow = f"The API is slow: it showed {len(found):,} of {len(wanted):,} batches in time."
-    return Look(frozenset(ended), frozenset(unseen)), None if is_complete else slow
+    unseen = wanted.difference(found) if found and problem is None else ()
+    said = _said(problem, f"it showed {len(found):,} of {len(wanted):,} batches")
+    return said, Look(frozenset(ended), frozenset(unseen))
+
+
+def _said(problem: Exception | None, shown: str) -> str | None:
+    if problem is None:
+        return None
+    if isinstance(problem, TimeoutError):
+        return f"The API is slow: {shown} in time."
+    if isinstance(problem, (*UNANSWERED, NoCredentialsError)):
+        return f"The API could not be asked ({type(problem).__name__}: {problem}); {shown}."
+    raise problem
 
 
 def may_go(held: HeldRun, look: Look, now: datetime) -> bool:

@@ -19,6 +19,12 @@ QUEUED: Final = (dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED)
 _LONGEST_TICK: Final = 30.0
 """Seconds."""
 
+_ASKED_BY: Final = 20.0
+"""Seconds of a tick after which the API is not waited for any more: then there is time to act."""
+
+_TIME_TO_ASK: Final = 5.0
+"""Seconds that it has in any case."""
+
 Held: TypeAlias = tuple[HeldRun, dg.DagsterRun]
 
 
@@ -52,6 +58,10 @@ class Scene:
     def is_late(self) -> bool:
         """Whether the rest must be left to the next tick: Dagster ends a tick after 60 seconds."""
         return time.monotonic() - self.began > _LONGEST_TICK
+
+    def seconds_to_ask(self) -> float:
+        """How long all calls of the API may take, together."""
+        return max(_TIME_TO_ASK, _ASKED_BY - (time.monotonic() - self.began))
 
     def real_now(self) -> datetime:
         """Dagster's time, by which runs are dated."""
