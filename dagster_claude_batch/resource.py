@@ -209,8 +209,11 @@ class ClaudeBatchResource(dg.ConfigurableResource[Any]):
         Each call is made once. What has been seen before an error, or before the time is over,
         is returned.
         """
-        batches = self._client_within(seconds).messages.batches
-        seen, problem = seen_within(seconds, self._look(batches, batch_ids))
+
+        def looking() -> Iterator[tuple[str, MessageBatch]]:
+            yield from self._look(self._client_within(seconds).messages.batches, batch_ids)
+
+        seen, problem = seen_within(seconds, looking())
         return dict(seen), problem
 
     def _look(

@@ -236,5 +236,5 @@ def test_the_sensor_opens_no_database(
         sensor.evaluate_tick(context)
 
     assert _let_go(instance) == {held}
-    with pytest.raises(duckdb.IOException), no_file.get_connection():
+    with pytest.raises(duckdb.IOException), duckdb.connect(no_file.database):
         pass
