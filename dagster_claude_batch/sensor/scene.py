@@ -13,6 +13,7 @@ from dagster_claude_batch.dagster_internals import LOCATION_TAG
 from dagster_claude_batch.held_run import HeldRun
 from dagster_claude_batch.resource import ClaudeBatchResource
 from dagster_claude_batch.sensor.cursor import Cursor
+from dagster_claude_batch.sensor.memory import Memory
 
 QUEUED: Final = (dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED)
 
@@ -44,6 +45,7 @@ class Scene:
     cursor: Cursor
     now: datetime
     began: float = field(default_factory=time.monotonic)
+    memory: Memory | None = None
 
     @property
     def instance(self) -> dg.DagsterInstance:
@@ -62,6 +64,10 @@ class Scene:
     def seconds_to_ask(self) -> float:
         """How long all calls of the API may take, together."""
         return max(_TIME_TO_ASK, _ASKED_BY - (time.monotonic() - self.began))
+
+    def remember(self) -> str:
+        """Keep the cursor for the next tick; the part of it that this one carries."""
+        return self.cursor.dump() if self.memory is None else self.memory.keep(self.cursor)
 
     def real_now(self) -> datetime:
         """Dagster's time, by which runs are dated."""

@@ -24,6 +24,6 @@ def tick(scene: Scene) -> dg.SensorResult:
     return dg.SensorResult(
         run_requests=requests,
         skip_reason=None if requests else dg.SkipReason(summary),
-        cursor=scene.cursor.dump(),
+        cursor=scene.remember(),
         asset_events=progress,
     )
