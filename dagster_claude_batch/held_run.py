@@ -9,12 +9,14 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 import dagster as dg
 
 from dagster_claude_batch.dagster_internals import PRIORITY_TAG
 from dagster_claude_batch.workbench import Waiting
+
+T = TypeVar("T")
 
 POOL_PREFIX: Final = "waiting_for_claude_batch/"
 
@@ -207,10 +209,10 @@ def read(run: dg.DagsterRun) -> HeldRun:
         tags.get(STATE_TAG, WAITING),
         run.status,
         tuple(_read_wait(tags, name) for name in names),
-        int(tags.get(FRUITLESS_TAG, "0")),
-        int(tags.get(PARTITIONS_TAG, "1")),
+        _number(tags.get(FRUITLESS_TAG)),
+        _number(tags.get(PARTITIONS_TAG), 1),
         tuple(names),
-        tuple(json.loads(tags.get(POOLS_TAG, "[]"))),
+        tuple(str(pool) for pool in _loaded(tags.get(POOLS_TAG, "[]"), list[Any]())),
         READY_TAG in tags,
     )
 
@@ -228,23 +230,48 @@ def found_no_room(
 
 
 def _read_wait(tags: Mapping[str, str], name: str) -> Waiting:
-    wait = json.loads(tags[f"{_WAIT_TAG}{name}"])
+    """Read what another version may have written; what names nothing to wait for is due at once."""
+    wait = _loaded(tags[f"{_WAIT_TAG}{name}"], dict[str, Any]())
     pages = [ids for key, ids in tags.items() if key.startswith(f"{_BATCHES_TAG}{name}.")]
+    batch_ids = tuple(batch_id for ids in pages for batch_id in ids.split(",") if batch_id)
     return Waiting(
-        tuple(batch_id for ids in pages for batch_id in ids.split(",") if batch_id),
-        int(wait["requests"]),
-        int(wait["unsent"]),
-        int(wait["needs"]),
-        _moment(wait["since"]),
-        _moment(wait["not_before"]),
+        batch_ids,
+        _number(wait.get("requests")),
+        _number(wait.get("unsent")),
+        _number(wait.get("needs")),
+        _moment(wait.get("since")),
+        _moment(wait.get("not_before")) or (None if batch_ids else _LONG_AGO),
         _moment(wait.get("send_after")),
         bool(wait.get("any_end")),
-        int(wait.get("in_vain", 0)),
+        _number(wait.get("in_vain")),
     )
 
 
-def _moment(stamp: str | None) -> datetime | None:
-    return datetime.fromisoformat(stamp) if stamp else None
+def _loaded(text: str, otherwise: T) -> T:
+    """What a tag holds, if it is of the same type as ``otherwise``."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return otherwise
+    return found if isinstance(found, type(otherwise)) else otherwise
+
+
+def _number(value: object, otherwise: int = 0) -> int:
+    try:
+        return int(str(value))
+    except ValueError:
+        return otherwise
+
+
+def _moment(stamp: object) -> datetime | None:
+    try:
+        found = datetime.fromisoformat(str(stamp))
+    except ValueError:
+        return None
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+
+_LONG_AGO: Final = datetime.fromtimestamp(0, UTC)
 
 
 def release(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:

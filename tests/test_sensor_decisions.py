@@ -10,8 +10,12 @@ from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteRepo
 
 from dagster_claude_batch import LocalClaudeBatchResource
 from dagster_claude_batch.held_run import (
+    FRUITLESS_TAG,
     HELD_TAG,
     MAKER_TAG,
+    OURS,
+    PARTITIONS_TAG,
+    POOLS_TAG,
     STATE_TAG,
     HeldRun,
     pause_after,
@@ -151,6 +155,43 @@ def test_what_a_held_run_waits_for_survives_its_tags() -> None:
         found = instance.get_run_by_id(run.run_id)
         assert found is not None
         assert read(found).waits == (waiting,)
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ('{"since": null}', Waiting(("a",))),
+        ('{"requests": 7, "novelty": {}}', Waiting(("a",), 7)),
+        ('{"requests": "many", "since": "today"}', Waiting(("a",))),
+        ("[]", Waiting(("a",))),
+        ("no json", Waiting(("a",))),
+    ],
+)
+def test_tags_that_another_version_wrote_are_read_as_far_as_they_go(
+    written: str, expected: Waiting
+) -> None:
+    with dg.DagsterInstance.ephemeral() as instance:
+        run = instance.create_run_for_job(_empty_job())
+        describe_held(instance, run.run_id, dg.AssetKey("x"), Waiting(("a",)))
+        found = instance.get_run_by_id(run.run_id)
+        assert found is not None
+        (tag,) = (tag for tag in found.tags if tag.startswith(f"{OURS}wait."))
+        others = {PARTITIONS_TAG: "?", FRUITLESS_TAG: "", POOLS_TAG: "{"}
+
+        read_back = read(found.with_tags({**found.tags, tag: written, **others}))
+
+    assert read_back.waits == (expected,)
+    assert (read_back.partitions, read_back.fruitless, read_back.pools) == (1, 0, ())
+
+
+def test_a_wait_that_names_nothing_to_wait_for_is_due_at_once() -> None:
+    with dg.DagsterInstance.ephemeral() as instance:
+        run = instance.create_run_for_job(_empty_job())
+        describe_held(instance, run.run_id, dg.AssetKey("x"), Waiting(requests=3))
+        found = instance.get_run_by_id(run.run_id)
+        assert found is not None
+
+        assert may_go(read(found), Look(), NOW)
 
 
 @pytest.mark.parametrize(
