@@ -25,15 +25,15 @@ DIRECTED = {
     "sending.Sender._split:transact": 1,
     "sending.Sender._unsend:transact": 2,
     "advance.Engine._adopt:transact": 11,
-    "reconciling.record_late:transact": 4,
+    "reconciling.record_late:transact": 11,
     "sending.Sender._is_still_ours:transact": 6,
     "advance.Engine._refuse_to_go_on_halted:transact": 9,
     "workbench.Workbench.plan_anew:transact": 9,
-    "collecting.Collector._drop_what_it_answered:transact": 4,
-    "reconciling.Reconciler._record_copies:transact": 17,
-    "reconciling.record:transact#2": 33,
-    "collecting.Collector._sees_older:transact": 0,
-    "collecting.Collector.cancel:cancel": 11,
+    "collecting.Collector._drop_what_it_answered:transact": 11,
+    "reconciling.Reconciler._record_copies:transact": 24,
+    "reconciling.record:transact#2": 13,
+    "collecting.Collector._sees_older:transact": 3,
+    "collecting.Collector.cancel:cancel": 7,
 }
 """Rare places, and seeds in whose unkind worlds they are come to."""
 
