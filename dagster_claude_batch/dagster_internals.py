@@ -21,6 +21,8 @@ RETRY_NUMBER_TAG: Final = "dagster/retry_number"
 WILL_RETRY_TAG: Final = "dagster/will_retry"
 LOCATION_TAG: Final = "dagster/code_location"
 BACKFILL_TAG: Final = "dagster/backfill"
+CONCURRENCY_TAG: Final = "dagster/concurrency_key"
+"""A step's pool, in the words of older definitions."""
 
 NOT_COPIED: Final = frozenset(
     {
@@ -99,6 +101,7 @@ _OF_INSTANCE: Final = (
 
 _OF_STORAGE: Final = (
     "delete_concurrency_limit",
+    "get_concurrency_info",
     "get_pool_limits",
     "set_concurrency_slots",
     "supports_global_concurrency_limits",

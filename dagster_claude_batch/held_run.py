@@ -7,14 +7,16 @@ steps name a pool of their own, whose limit is 0 until the sensor deletes it.
 import json
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 import dagster as dg
 
 from dagster_claude_batch.dagster_internals import PARENT_RUN_ID_TAG, PRIORITY_TAG, RETRY_NUMBER_TAG
 from dagster_claude_batch.workbench import Waiting
+
+T = TypeVar("T")
 
 POOL_PREFIX: Final = "waiting_for_claude_batch/"
 
@@ -28,6 +30,10 @@ FRUITLESS_TAG: Final = ".dagster/claude_batch.fruitless"
 """How many runs before this one, in a chain, ended without having collected anything."""
 FRUITFUL_TAG: Final = ".dagster/claude_batch.fruitful"
 """On a held run that has collected something; its value is the run's id, for tags are copied."""
+POOLS_TAG: Final = ".dagster/claude_batch.pools"
+"""The user's pools that all first steps of a held run are in, as a JSON list."""
+READY_TAG: Final = ".dagster/claude_batch.ready"
+"""On a held run whose batches have ended, but whose pools had no free slot."""
 PARTITIONS_TAG: Final = ".dagster/claude_batch.partitions"
 """How many partitions a held run is about."""
 _ATTACHED_TAG: Final = ".dagster/claude_batch.attached."
@@ -75,6 +81,8 @@ class HeldRun:
     """A held run, as far as its tags tell; ``waits`` is empty until its maker has sent.
 
     ``assets`` are the names (`name_of`) of the assets that wait, in the order of ``waits``.
+    ``pools`` are the user's: it can begin where one of them has a free slot, or if there is none.
+    With ``is_ready`` the API need not be asked any more.
     """
 
     run_id: str
@@ -86,6 +94,8 @@ class HeldRun:
     fruitless: int = 0
     partitions: int = 1
     assets: tuple[str, ...] = ()
+    pools: tuple[str, ...] = ()
+    is_ready: bool = False
 
     @property
     def batch_ids(self) -> set[str]:
@@ -142,6 +152,7 @@ def describe(
         "not_before": _stamp(waiting.not_before),
         "send_after": _stamp(waiting.send_after),
         "any_end": waiting.any_end,
+        "in_vain": waiting.in_vain,
     }
     instance.add_run_tags(
         held_id,
@@ -168,6 +179,14 @@ def _short(waiting: Waiting) -> str:
 
 def _long(waiting: Waiting) -> str:
     """What the sensor does comes first, for the UI cuts long tags."""
+    if waiting.is_for_room:
+        unsent = counted(waiting.unsent, "chunk is", "chunks are")
+        latest = f", at {waiting.not_before:%Y-%m-%d %H:%M} UTC at the latest"
+        return (
+            "The sensor starts this run when fewer requests are out (max_in_flight_requests)"
+            f"{latest if waiting.not_before else ''}: {unsent} not sent yet. To cancel, terminate "
+            "this run."
+        )
     batches = counted(len(waiting.batch_ids), "batch", "batches")
     parts = [f"{batches} with {counted(waiting.requests, 'request', 'requests')} out"]
     if waiting.unsent:
@@ -199,29 +218,69 @@ def read(run: dg.DagsterRun) -> HeldRun:
         tags.get(STATE_TAG, WAITING),
         run.status,
         tuple(_read_wait(tags, name) for name in names),
-        int(tags.get(FRUITLESS_TAG, "0")),
-        int(tags.get(PARTITIONS_TAG, "1")),
+        _number(tags.get(FRUITLESS_TAG)),
+        _number(tags.get(PARTITIONS_TAG), 1),
         tuple(names),
+        tuple(str(pool) for pool in _loaded(tags.get(POOLS_TAG, "[]"), list[Any]())),
+        READY_TAG in tags,
     )
+
+
+def found_no_room(
+    held: HeldRun, asset: dg.AssetKey, waiting: Waiting, now: datetime, poll_interval: timedelta
+) -> Waiting:
+    """What is waited for by a run that came for room; if it found none, after a growing pause."""
+    before = dict(zip(held.assets, held.waits, strict=True)).get(name_of(asset))
+    if before is None or not (before.is_for_room and waiting.is_for_room):
+        return waiting
+    in_vain = before.in_vain + 1
+    until = now + pause_after_failures(in_vain, poll_interval)
+    return replace(waiting, in_vain=in_vain, send_after=max(until, waiting.send_after or until))
 
 
 def _read_wait(tags: Mapping[str, str], name: str) -> Waiting:
-    wait = json.loads(tags[f"{_WAIT_TAG}{name}"])
+    """Read what another version may have written; what names nothing to wait for is due at once."""
+    wait = _loaded(tags[f"{_WAIT_TAG}{name}"], dict[str, Any]())
     pages = [ids for key, ids in tags.items() if key.startswith(f"{_BATCHES_TAG}{name}.")]
+    batch_ids = tuple(batch_id for ids in pages for batch_id in ids.split(",") if batch_id)
     return Waiting(
-        tuple(batch_id for ids in pages for batch_id in ids.split(",") if batch_id),
-        int(wait["requests"]),
-        int(wait["unsent"]),
-        int(wait["needs"]),
-        _moment(wait["since"]),
-        _moment(wait["not_before"]),
+        batch_ids,
+        _number(wait.get("requests")),
+        _number(wait.get("unsent")),
+        _number(wait.get("needs")),
+        _moment(wait.get("since")),
+        _moment(wait.get("not_before")) or (None if batch_ids else _LONG_AGO),
         _moment(wait.get("send_after")),
         bool(wait.get("any_end")),
+        _number(wait.get("in_vain")),
     )
 
 
-def _moment(stamp: str | None) -> datetime | None:
-    return datetime.fromisoformat(stamp) if stamp else None
+def _loaded(text: str, otherwise: T) -> T:
+    """What a tag holds, if it is of the same type as ``otherwise``."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return otherwise
+    return found if isinstance(found, type(otherwise)) else otherwise
+
+
+def _number(value: object, otherwise: int = 0) -> int:
+    try:
+        return int(str(value))
+    except ValueError:
+        return otherwise
+
+
+def _moment(stamp: object) -> datetime | None:
+    try:
+        found = datetime.fromisoformat(str(stamp))
+    except ValueError:
+        return None
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+
+_LONG_AGO: Final = datetime.fromtimestamp(0, UTC)
 
 
 def is_copy(run: dg.DagsterRun) -> bool:
@@ -255,6 +314,17 @@ def release(instance: dg.DagsterInstance, run: dg.DagsterRun, short: str, *sente
         },
     )
     forget_pool(instance, run.tags.get(POOL_TAG, pool_of(run.run_id)))
+
+
+def make_ready(instance: dg.DagsterInstance, held: HeldRun) -> None:
+    """Note that a held run may go as soon as one of its pools has a free slot."""
+    pools = " or ".join(repr(pool) for pool in held.pools)
+    tags = {
+        READY_TAG: "1",
+        SHORT_TAG: "waiting for a pool",
+        LONG_TAG: f"This run has something to do; it starts when pool {pools} has a free slot.",
+    }
+    instance.add_run_tags(held.run_id, tags)
 
 
 def mark(

@@ -4,6 +4,7 @@ Most of what is called here is no public part of Dagster; each call has a test t
 behaviour it relies on.
 """
 
+import json
 import uuid
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
@@ -12,6 +13,7 @@ import dagster as dg
 
 from dagster_claude_batch import dagster_internals, held_run
 from dagster_claude_batch.dagster_internals import (
+    CONCURRENCY_TAG,
     NOT_COPIED,
     PARENT_RUN_ID_TAG,
     PRIORITY_TAG,
@@ -22,6 +24,7 @@ from dagster_claude_batch.ours import Ours
 if TYPE_CHECKING:
     from dagster._core.definitions.assets.graph.base_asset_graph import BaseAssetGraph
     from dagster._core.snap import ExecutionPlanSnapshot
+    from dagster._core.snap.execution_plan_snapshot import ExecutionStepSnap
 
 MOST_FRUITLESS: Final = 5
 """So many runs in a chain may end without having collected anything, before it is given up."""
@@ -188,14 +191,15 @@ def _create(
     asset_graph: "BaseAssetGraph[Any]",
 ) -> dg.DagsterRun | None:
     """Create a copy of a run for some of its assets, which its pool holds; None if it is there."""
-    plan = _held_plan(planned_in(instance, run), selection, tags[held_run.POOL_TAG])
+    snapshot = planned_in(instance, run)
+    plan = _held_plan(snapshot, selection, tags[held_run.POOL_TAG])
     try:
         return instance.create_run(  # pyright: ignore[reportUnknownMemberType]  # not public
             job_name=run.job_name,
             run_id=held_id,
             run_config=run.run_config,
             status=dg.DagsterRunStatus.NOT_STARTED,
-            tags=tags,
+            tags={**tags, held_run.POOLS_TAG: _first_pools(run, snapshot, selection)},
             root_run_id=None,
             parent_run_id=None,
             step_keys_to_execute=None,
@@ -257,8 +261,39 @@ def _held_plan(
     snapshot: "ExecutionPlanSnapshot", selection: frozenset[dg.AssetKey], pool: str
 ) -> "ExecutionPlanSnapshot":
     """The plan of the selected assets, each step in the held run's pool."""
-    steps = [
-        step._replace(pool=pool)
+    steps = [step._replace(pool=pool) for step in _steps_of(snapshot, selection)]
+    return snapshot._replace(
+        steps=steps,
+        step_keys_to_execute=[step.key for step in steps],
+        initial_known_state=None,
+    )
+
+
+def _first_pools(
+    run: dg.DagsterRun, snapshot: "ExecutionPlanSnapshot", selection: frozenset[dg.AssetKey]
+) -> str:
+    """The user's pools of a plan's first steps, for the tag; none if one of these has no pool.
+
+    Dagster starts a run if one of its first steps can begin. In a held run's plan their pools have
+    given way to its own.
+    """
+    if held_run.HELD_TAG in run.tags:
+        return run.tags.get(held_run.POOLS_TAG, "[]")
+    steps = _steps_of(snapshot, selection)
+    keys = {step.key for step in steps}
+    known: Any = snapshot  # its types are open
+    deps: Mapping[str, set[str]] = known.step_deps
+    first = [step for step in steps if keys.isdisjoint(deps.get(step.key, ()))]
+    pools = {step.pool or (step.tags or {}).get(CONCURRENCY_TAG) for step in first}
+    return json.dumps([] if None in pools else sorted(str(pool) for pool in pools))
+
+
+def _steps_of(
+    snapshot: "ExecutionPlanSnapshot", selection: frozenset[dg.AssetKey]
+) -> "list[ExecutionStepSnap]":
+    """The steps of the selected assets and of their checks."""
+    return [
+        step
         for step in snapshot.steps
         if any(
             output.properties is not None
@@ -272,11 +307,6 @@ def _held_plan(
             for output in step.outputs
         )
     ]
-    return snapshot._replace(
-        steps=steps,
-        step_keys_to_execute=[step.key for step in steps],
-        initial_known_state=None,
-    )
 
 
 def _checks_of(

@@ -28,6 +28,7 @@ from anthropic.types.messages import (
 from anthropic.types.messages.batch_create_params import Request
 from pydantic import BaseModel, Field
 
+from dagster_claude_batch.deadline import seen_within
 from dagster_claude_batch.errors import NoCredentialsError, UnreadableAnswerError
 from dagster_claude_batch.simulator import Simulator, SimulatorTransport
 
@@ -41,7 +42,6 @@ UNANSWERED: Final = (anthropic.AnthropicError, UnreadableAnswerError)
 """What the verbs raise where the API refuses, cannot be reached, or gives no usable answer."""
 
 _BODY_PIECE: Final = 2**20
-_LONGEST_QUEUED: Final = timedelta(hours=25)
 _FEW_BATCHES: Final = 5
 """Up to here, asking for each batch costs less than listing all of them."""
 
@@ -203,15 +203,18 @@ class ClaudeBatchResource(dg.ConfigurableResource[Any]):
 
     def look_within(
         self, batch_ids: Sequence[str], seconds: float
-    ) -> tuple[dict[str, MessageBatch], bool]:
-        """Look until so many seconds are over, making each call once; whether all were reached."""
-        end = time.monotonic() + seconds
-        found: dict[str, MessageBatch] = {}
-        for batch_id, batch in self._look(self._client_within(seconds).messages.batches, batch_ids):
-            found[batch_id] = batch
-            if time.monotonic() > end:
-                return found, len(found) == len(batch_ids)
-        return found, True
+    ) -> tuple[dict[str, MessageBatch], Exception | None]:
+        """Look as far as one comes in so many seconds; and why not at all of them, if so.
+
+        Each call is made once. What has been seen before an error, or before the time is over,
+        is returned.
+        """
+
+        def looking() -> Iterator[tuple[str, MessageBatch]]:
+            yield from self._look(self._client_within(seconds).messages.batches, batch_ids)
+
+        seen, problem = seen_within(seconds, looking())
+        return dict(seen), problem
 
     def _look(
         self, batches: Batches, batch_ids: Sequence[str]
@@ -226,11 +229,6 @@ class ClaudeBatchResource(dg.ConfigurableResource[Any]):
                 yield batch.id, batch
             if not left:
                 return
-
-    def requests_in_queue(self, *, timeout_seconds: float | None = None) -> int:
-        """Requests of the whole workspace that are not processed yet, whoever sent them."""
-        batches = self._client_within(timeout_seconds).messages.batches
-        return sum(b.request_counts.processing for b in self._since(batches, _LONGEST_QUEUED))
 
     def _client_within(self, timeout_seconds: float | None) -> anthropic.Anthropic:
         if timeout_seconds is None:

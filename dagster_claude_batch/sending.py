@@ -66,7 +66,10 @@ class Sender:
     max_spooled_bytes: int = MAX_SPOOLED_BYTES
 
     def send(self, work: Sequence[Outstanding]) -> Findings:
-        """Send what fits into the window; ``again_at`` is when more may be accepted."""
+        """Send what fits into the window; ``again_at`` is when more may be accepted.
+
+        Where the window is full, nobody knows when.
+        """
         findings, self.work = Findings(), work
         wait_until = self._not_before(work)
         if wait_until is not None:
@@ -79,7 +82,6 @@ class Sender:
             while planned and not findings.moved:
                 spooled = self._spool(each.materialization, planned)
                 if spooled is None:
-                    self._wait_for_room(work, findings)
                     return findings
                 with spooled:
                     self._send_bodies(each, spooled.bodies, findings)
@@ -143,11 +145,6 @@ class Sender:
             return now + LATEST_END  # what is out is collected first
         until = self.not_again_before
         return until if until is not None and now < until else None
-
-    def _wait_for_room(self, work: Sequence[Outstanding], findings: Findings) -> None:
-        """With nothing of our own out, nobody tells when the ledger's window has room again."""
-        if not any(each.in_state("sending", "submitted") for each in work):
-            findings.wait_until(self.bench.claude.now() + _BUSY)
 
     def _spool(self, materialization: Materialization, planned: Sequence[Chunk]) -> Spooled | None:
         """Prepare as many chunks as the window has room for; None when it has none."""

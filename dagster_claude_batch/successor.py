@@ -90,6 +90,14 @@ class Successor:
         held_id = str(self.held_id)
         if held_run.is_cancelled(self.context.instance, held_id):
             raise MaterializationCancelledError(self.asset.declaration.asset)
+        claude = self.engine.claude
+        waiting = held_run.found_no_room(
+            held_run.read(self.context.run),
+            self.key,
+            waiting,
+            claude.now(),
+            timedelta(seconds=claude.poll_interval_seconds),
+        )
         if holding.is_waiting(self.context.instance, held_id):
             held_run.describe(
                 self.context.instance, held_id, self.key, waiting, partitions=len(partitions)

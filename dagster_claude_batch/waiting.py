@@ -277,8 +277,8 @@ class Run:
         while left is not None:
             now = self.engine.claude.now()
             pause = held_run.pause_after(now - (left.since or now), interval)
-            if left.not_before is not None:
-                pause = max(timedelta(), min(pause, left.not_before - now))
+            if left.next_try is not None:
+                pause = max(timedelta(), min(pause, left.next_try - now))
             self.context.log.info(
                 f"Waiting for {held_run.counted(len(left.batch_ids), 'batch', 'batches')} with "
                 f"{held_run.counted(left.requests, 'request', 'requests')}; "

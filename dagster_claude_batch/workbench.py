@@ -38,7 +38,8 @@ class Waiting:
     ``batch_ids`` are out. With ``unsent`` chunks left, any of them ending makes room; ``needs``
     is the number of requests of the next one, which nothing can accept before ``send_after``.
     With ``any_end`` each end is worth a look by itself. At ``not_before`` it is time to look,
-    whatever has ended; None means that only the batches matter.
+    whatever has ended; None means that only the batches matter. ``in_vain`` runs in a row came
+    for room and found none.
     """
 
     batch_ids: tuple[str, ...] = ()
@@ -49,6 +50,18 @@ class Waiting:
     not_before: datetime | None = None
     send_after: datetime | None = None
     any_end: bool = False
+    in_vain: int = 0
+
+    @property
+    def is_for_room(self) -> bool:
+        """Whether nothing is out, and something is to be sent as soon as there is room for it."""
+        return bool(self.unsent and not self.batch_ids and not self.requests)
+
+    @property
+    def next_try(self) -> datetime | None:
+        """When it may be worth a try at the earliest, whatever has ended."""
+        moments = (self.not_before, self.send_after)
+        return min((moment for moment in moments if moment is not None), default=None)
 
 
 @dataclass
@@ -258,9 +271,12 @@ def waiting_for(
     if not (out or planned or doubtful):
         return None
     submitted = [chunk.submitted_at for chunk in out if chunk.submitted_at]
+    now = bench.claude.now()
     *_, sending = others
-    moments = [each.again_at for each in (doubts, *others)]
-    moments += [_latest_look(submitted, bench.claude.now())]
+    moments = [each.again_at for each in (doubts, *others) if each is not sending]
+    # Who has only to send is let go when there is room: at the latest when the window is empty.
+    moments += [sending.again_at if out or doubtful else now + LATEST_END]
+    moments += [_latest_look(submitted, now)]
     moments += [
         bench.deadline_of(each.materialization)
         for each in work

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import wraps
 from pathlib import Path
 from typing import IO, Any
 
@@ -265,8 +266,21 @@ def test_a_run_is_held_although_a_key_of_its_range_was_deleted(instance: Instanc
     assert RANGE.items() <= held.tags.items()
 
 
+def _fail_for(monkeypatch: pytest.MonkeyPatch, instance: Instance, call: str, run_id: str) -> None:
+    """Let a call to Dagster's storage fail that is about one run."""
+    original = getattr(instance.dagster, call)
+
+    @wraps(original)
+    def failing(*args: Any, **kwargs: Any) -> Any:
+        if run_id in (*args, *kwargs.values()):
+            raise ValueError("the disk is broken")
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(instance.dagster, call, failing)
+
+
 def test_a_run_that_cannot_be_brought_back_is_left_to_the_landing_job_and_keeps_nobody_else_waiting(
-    instance: Instance,
+    instance: Instance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other, broken = (
         instance.hold(instance.launch(RATINGS, tags={"n": str(n)}), RATINGS) for n in range(2)
@@ -274,7 +288,7 @@ def test_a_run_that_cannot_be_brought_back_is_left_to_the_landing_job_and_keeps_
     for run in (other, broken):
         instance.let_go(run)
         instance.fail(run)
-    instance.dagster.add_run_tags(broken.run_id, {held_run.FRUITLESS_TAG: "five"})
+    _fail_for(monkeypatch, instance, "create_run", holding.held_run_id(broken.run_id))
 
     said = instance.tick()
 
@@ -283,11 +297,13 @@ def test_a_run_that_cannot_be_brought_back_is_left_to_the_landing_job_and_keeps_
     assert list(instance.cursor.ended) == [broken.run_id]
 
 
-def test_a_run_whose_tags_cannot_be_read_does_not_hold_up_the_others(instance: Instance) -> None:
+def test_a_run_that_cannot_be_let_go_does_not_hold_up_the_others(
+    instance: Instance, monkeypatch: pytest.MonkeyPatch
+) -> None:
     held, broken = (
         instance.hold(instance.fail(instance.launch(RATINGS)), RATINGS) for _ in range(2)
     )
-    instance.dagster.add_run_tags(broken.run_id, {".dagster/claude_batch.wait.x": "{"})
+    _fail_for(monkeypatch, instance, "add_run_tags", broken.run_id)
 
     said = instance.tick()
 

@@ -10,8 +10,12 @@ from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteRepo
 
 from dagster_claude_batch import LocalClaudeBatchResource
 from dagster_claude_batch.held_run import (
+    FRUITLESS_TAG,
     HELD_TAG,
     MAKER_TAG,
+    OURS,
+    PARTITIONS_TAG,
+    POOLS_TAG,
     STATE_TAG,
     WAITER_TAG,
     HeldRun,
@@ -47,13 +51,11 @@ def _held(*waits: Waiting) -> HeldRun:
         ((Waiting(("a", "b"), since=SINCE),), Look(frozenset("ab")), True),
         ((Waiting(("a", "b"), unsent=1),), Look(frozenset("a")), True),
         ((Waiting(("a",), unsent=1),), Look(), False),
-        ((Waiting(unsent=1, needs=10),), Look(in_queue=95), False),
-        ((Waiting(unsent=1, needs=10),), Look(in_queue=90), True),
-        ((Waiting(unsent=1, needs=10, send_after=LATER, not_before=LATER),), Look(), False),
-        ((Waiting(unsent=1, needs=10, send_after=NOW, not_before=NOW),), Look(), True),
+        ((Waiting(unsent=1, needs=10, not_before=LATER),), Look(), False),
+        ((Waiting(unsent=1, needs=10, not_before=NOW),), Look(), True),
         ((Waiting(("a", "b"), any_end=True),), Look(frozenset("a")), True),
         ((Waiting(("a", "b"), any_end=True),), Look(), False),
-        ((Waiting(not_before=LATER),), Look(in_queue=0), False),
+        ((Waiting(not_before=LATER),), Look(), False),
         ((Waiting(("a",), not_before=NOW),), Look(), True),
         ((Waiting(("a",), not_before=LATER),), Look(), False),
         ((Waiting(("a",)), Waiting(("b",))), Look(frozenset("a")), False),
@@ -65,10 +67,8 @@ def _held(*waits: Waiting) -> HeldRun:
         "all batches have ended",
         "an end makes room for more",
         "no room yet",
-        "the window is full",
-        "the window has room",
-        "there is room, but the API asked for patience",
-        "the API's pause is over",
+        "only room makes it go",
+        "room or not, its time has come",
         "one of the candidates of a doubt has ended",
         "none of them has",
         "a doubt is to settle first",
@@ -79,7 +79,7 @@ def _held(*waits: Waiting) -> HeldRun:
     ],
 )
 def test_when_a_held_run_may_go(waits: tuple[Waiting, ...], look: Look, *, expected: bool) -> None:
-    assert may_go(_held(*waits), look, NOW, window=100) is expected
+    assert may_go(_held(*waits), look, NOW) is expected
 
 
 @pytest.mark.parametrize(
@@ -154,13 +154,50 @@ def test_a_batch_long_unseen_among_others_is_worth_a_run_once_an_hour(tmp_path: 
 def test_what_a_held_run_waits_for_survives_its_tags() -> None:
     with dg.DagsterInstance.ephemeral() as instance:
         run = instance.create_run_for_job(_empty_job())
-        waiting = Waiting(("a", "b"), 7, 2, 5, SINCE, LATER, NOW, any_end=True)
+        waiting = Waiting(("a", "b"), 7, 2, 5, SINCE, LATER, NOW, any_end=True, in_vain=3)
 
         describe_held(instance, run.run_id, dg.AssetKey("x"), waiting)
 
         found = instance.get_run_by_id(run.run_id)
         assert found is not None
         assert read(found).waits == (waiting,)
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ('{"since": null}', Waiting(("a",))),
+        ('{"requests": 7, "novelty": {}}', Waiting(("a",), 7)),
+        ('{"requests": "many", "since": "today"}', Waiting(("a",))),
+        ("[]", Waiting(("a",))),
+        ("no json", Waiting(("a",))),
+    ],
+)
+def test_tags_that_another_version_wrote_are_read_as_far_as_they_go(
+    written: str, expected: Waiting
+) -> None:
+    with dg.DagsterInstance.ephemeral() as instance:
+        run = instance.create_run_for_job(_empty_job())
+        describe_held(instance, run.run_id, dg.AssetKey("x"), Waiting(("a",)))
+        found = instance.get_run_by_id(run.run_id)
+        assert found is not None
+        (tag,) = (tag for tag in found.tags if tag.startswith(f"{OURS}wait."))
+        others = {PARTITIONS_TAG: "?", FRUITLESS_TAG: "", POOLS_TAG: "{"}
+
+        read_back = read(found.with_tags({**found.tags, tag: written, **others}))
+
+    assert read_back.waits == (expected,)
+    assert (read_back.partitions, read_back.fruitless, read_back.pools) == (1, 0, ())
+
+
+def test_a_wait_that_names_nothing_to_wait_for_is_due_at_once() -> None:
+    with dg.DagsterInstance.ephemeral() as instance:
+        run = instance.create_run_for_job(_empty_job())
+        describe_held(instance, run.run_id, dg.AssetKey("x"), Waiting(requests=3))
+        found = instance.get_run_by_id(run.run_id)
+        assert found is not None
+
+        assert may_go(read(found), Look(), NOW)
 
 
 @pytest.mark.parametrize(
@@ -287,17 +324,3 @@ def test_where_dagster_cannot_hold_runs_a_tick_touches_none_and_says_how_to_let_
         "queue go, delete in Deployment → Concurrency the limits of their pools: "
         f"waiting_for_claude_batch/{held.run_id[:8]}"
     )
-
-
-def test_a_look_that_takes_long_keeps_what_it_has_seen(tmp_path: Path) -> None:
-    claude = LocalClaudeBatchResource(path=str(tmp_path))
-    params = {"model": "claude-haiku-4-5", "max_tokens": 8, "messages": [QUESTION]}
-    ids = [
-        claude.client.messages.batches.create(requests=[{"custom_id": "a", "params": params}]).id
-        for _ in range(40)
-    ]
-
-    some, is_complete = claude.look_within(ids, 0)
-    assert (len(some), is_complete) == (1, False)
-    everything, is_complete = claude.look_within(ids, 60)
-    assert (set(everything), is_complete) == (set(ids), True)

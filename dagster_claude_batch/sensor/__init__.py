@@ -10,7 +10,7 @@ import dagster as dg
 
 from dagster_claude_batch import held_run
 from dagster_claude_batch.landing_job import build_landing_job
-from dagster_claude_batch.sensor.cursor import Cursor
+from dagster_claude_batch.sensor.memory import Memory
 from dagster_claude_batch.sensor.scene import Scene
 from dagster_claude_batch.sensor.tick import tick
 
@@ -32,14 +32,19 @@ def build_claude_batch_sensor(
 
     def evaluate(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         claude: Any = getattr(context.resources, claude_resource)
+        origin = context.code_location_origin
+        location = origin.location_name if origin else ""
+        of_whom = f"{location}/{context.repository_name or ''}/{name}"
+        memory = Memory(context.instance, f"dagster_claude_batch/{of_whom}")
         scene = Scene(
             context,
             claude,
             claude_resource,
             landing_job,
             timedelta(seconds=cancel_after_seconds),
-            Cursor.load(context.cursor),
+            memory.recall(context.cursor),
             claude.now(),
+            memory=memory,
         )
         return tick(scene)
 

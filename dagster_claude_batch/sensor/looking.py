@@ -1,9 +1,11 @@
-"""Looking at batches: whether to ask the API, and what its answer means for who waits."""
+"""Looking at batches: whether to ask the API, and what its answer means for who waits.
+
+The API is asked for batches only: how much room there is, stands in tags (`sensor.room`).
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Final
 
 from dagster_claude_batch import held_run
 from dagster_claude_batch.doubt import UNSEEN
@@ -13,35 +15,26 @@ from dagster_claude_batch.resource import UNANSWERED, ClaudeBatchResource
 from dagster_claude_batch.sensor.scene import Scene
 from dagster_claude_batch.workbench import Waiting
 
-_API_TIMEOUT_SECONDS: Final = 20.0
-
 
 @dataclass(frozen=True)
 class Look:
-    """What the API showed: which batches have ended, and how many requests are in the queue.
+    """What the API showed: which batches have ended.
 
     ``unseen`` are batches that it does not show, although it shows others of ours.
     """
 
     ended: frozenset[str] = frozenset()
-    in_queue: int = 0
     unseen: frozenset[str] = frozenset()
 
 
 def look(scene: Scene, waiting: Sequence[HeldRun]) -> tuple[str | None, Look]:
     """Ask the API, if a look is due. A batch that it does not show is a reason to wait."""
-    waits = [wait for held in waiting for wait in held.waits]
-    wanted = {batch_id for wait in waits for batch_id in wait.batch_ids}
-    for_room = any(wait.unsent and not wait.batch_ids for wait in waits)
-    nothing = Look(in_queue=scene.claude.max_in_flight_requests)
-    if not (wanted or for_room) or scene.now < next_look(scene, waiting):
-        return None, nothing
+    wanted = {batch_id for held in waiting if not held.is_ready for batch_id in held.batch_ids}
+    if not wanted or scene.now < next_look(scene, waiting):
+        return None, Look()
     scene.cursor.last_look = scene.now.timestamp()
-    try:
-        shown, slow = look_at(scene.claude, wanted, for_room=for_room)
-        return slow, with_unseen(scene, shown)
-    except (*UNANSWERED, NoCredentialsError) as error:
-        return f"The API could not be asked ({type(error).__name__}: {error}).", nothing
+    problem, shown = look_at(scene.claude, wanted, scene.seconds_to_ask())
+    return problem, with_unseen(scene, shown)
 
 
 def with_unseen(scene: Scene, look: Look) -> Look:
@@ -62,37 +55,40 @@ def next_look(scene: Scene, waiting: Sequence[HeldRun]) -> datetime:
 
 
 def look_at(
-    claude: ClaudeBatchResource, wanted: set[str], *, for_room: bool
-) -> tuple[Look, str | None]:
+    claude: ClaudeBatchResource, wanted: set[str], seconds: float
+) -> tuple[str | None, Look]:
     """Ask for the state of batches with one `list` call per 1,000 of them, in limited time.
 
     Also returned is why that was not done to its end, if so: who has ended by then is let go, and
     the next tick has the fewer to ask for.
     """
-    found, is_complete = claude.look_within(sorted(wanted), _API_TIMEOUT_SECONDS)
+    found, problem = claude.look_within(sorted(wanted), seconds)
     ended = {batch_id for batch_id, each in found.items() if each.processing_status == "ended"}
-    in_queue = claude.max_in_flight_requests
-    if for_room:
-        in_queue = claude.requests_in_queue(timeout_seconds=_API_TIMEOUT_SECONDS)
-    unseen = wanted.difference(found) if found and is_complete else ()
-    slow = f"The API is slow: it showed {len(found):,} of {len(wanted):,} batches in time."
-    return Look(frozenset(ended), in_queue, frozenset(unseen)), None if is_complete else slow
+    unseen = wanted.difference(found) if found and problem is None else ()
+    said = _said(problem, f"it showed {len(found):,} of {len(wanted):,} batches")
+    return said, Look(frozenset(ended), frozenset(unseen))
 
 
-def may_go(held: HeldRun, look: Look, now: datetime, window: int) -> bool:
-    """Whether a held run whose maker has ended has something to do."""
-    if not held.waits:
-        return True  # its maker ended before it had paid for anything
-    return any(_is_due(wait, look, now, window) for wait in held.waits) or all(
+def _said(problem: Exception | None, shown: str) -> str | None:
+    if problem is None:
+        return None
+    if isinstance(problem, TimeoutError):
+        return f"The API is slow: {shown} in time."
+    if isinstance(problem, (*UNANSWERED, NoCredentialsError)):
+        return f"The API could not be asked ({type(problem).__name__}: {problem}); {shown}."
+    raise problem
+
+
+def may_go(held: HeldRun, look: Look, now: datetime) -> bool:
+    """Whether a held run whose maker has ended has something to do, room or not."""
+    if held.is_ready or not held.waits:
+        return True  # or its maker ended before it had paid for anything
+    return any(_is_due(wait, look, now) for wait in held.waits) or all(
         wait.batch_ids and look.ended.issuperset(wait.batch_ids) for wait in held.waits
     )
 
 
-def _is_due(wait: Waiting, look: Look, now: datetime, window: int) -> bool:
+def _is_due(wait: Waiting, look: Look, now: datetime) -> bool:
     if wait.not_before is not None and now >= wait.not_before:
         return True
-    if wait.batch_ids and (wait.unsent or wait.any_end):
-        return not look.ended.isdisjoint(wait.batch_ids)
-    if not wait.unsent or wait.send_after is not None:
-        return False
-    return look.in_queue + wait.needs <= window
+    return bool(wait.unsent or wait.any_end) and not look.ended.isdisjoint(wait.batch_ids)

@@ -11,12 +11,20 @@ from dagster_claude_batch.held_run import HeldRun
 from dagster_claude_batch.sensor.leaving_out import leave_out
 from dagster_claude_batch.sensor.looking import Look, may_go
 from dagster_claude_batch.sensor.reasons import why_go
+from dagster_claude_batch.sensor.room import going_for_room
 from dagster_claude_batch.sensor.scene import QUEUED, Held, Scene
+from dagster_claude_batch.sensor.slots import Slots
 
 STUCK: Final = timedelta(minutes=5)
 """A held run that is still not enqueued after this long was left behind by a crash."""
 
 RELEASES_PER_TICK: Final = 200
+
+_AT_WORK: Final = (
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+)
 
 
 def held_runs(scene: Scene) -> tuple[dict[str, dg.DagsterRun], list[dg.DagsterRun]]:
@@ -61,26 +69,68 @@ def waiting_ones(scene: Scene, runs: Mapping[str, dg.DagsterRun]) -> list[Held]:
     return waiting
 
 
-def release(scene: Scene, waiting: Sequence[Held], look: Look) -> set[str]:
-    """Let go what has something to do, never before the run that made it has ended."""
-    window = scene.claude.max_in_flight_requests
-    due = [pair for pair in waiting if may_go(pair[0], look, scene.now, window)]
+def release(
+    scene: Scene, runs: Mapping[str, dg.DagsterRun], waiting: Sequence[Held], look: Look
+) -> set[str]:
+    """Let go what has something to do, never before the run that made it has ended.
+
+    Who collects goes before who only waits for room, which it makes. Those whose pools have no
+    free slot stay: in the queue they cost nothing.
+    """
+    if not waiting:
+        return set()
+    let_go = _unfinished(scene, runs)
+    due = [pair for pair in waiting if may_go(pair[0], look, scene.now)]
+    ready = _with_makers(scene, [*due, *_going_for_room(scene, waiting, due, let_go)])
+    slots = Slots(scene.instance, let_go)
+    released, noted = set[str](), set[str]()
+    for held, run, maker in ready:
+        if scene.is_late() or len(released) == RELEASES_PER_TICK:
+            break
+        if slots.take(held.pools):
+            with scene.boundary(f"Run {run.run_id[:8]} was not let go"):
+                _let_go(scene, held, run, maker, why_go(held, look, scene.now))
+                released.add(held.run_id)
+        elif not held.is_ready and not _is_for_room(held):
+            held_run.make_ready(scene.instance, held)
+            noted.add(held.run_id)
+    left = [held for held, _ in due if held.batch_ids and not held.is_ready]
+    if any(held.run_id not in released | noted for held in left):
+        scene.cursor.last_look = 0.0
+    return released
+
+
+def _unfinished(scene: Scene, runs: Mapping[str, dg.DagsterRun]) -> list[HeldRun]:
+    """The held runs that have been let go and are not over."""
+    tags = {**scene.ours.tags(), held_run.STATE_TAG: held_run.RELEASED}
+    at_work = scene.instance.get_runs(dg.RunsFilter(tags=tags, statuses=list(_AT_WORK)))
+    queued = [held_run.read(run) for run in runs.values()]
+    in_queue = [held for held in queued if held.state == held_run.RELEASED]
+    return in_queue + [held_run.read(run) for run in at_work]
+
+
+def _going_for_room(
+    scene: Scene, waiting: Sequence[Held], due: Sequence[Held], let_go: Sequence[HeldRun]
+) -> list[Held]:
+    due_ids = {held.run_id for held, _ in due}
+    going = going_for_room(scene, waiting, let_go)
+    return [pair for pair in going if pair[0].run_id not in due_ids]
+
+
+def _is_for_room(held: HeldRun) -> bool:
+    return any(wait.is_for_room for wait in held.waits)
+
+
+def _with_makers(
+    scene: Scene, due: Sequence[Held]
+) -> list[tuple[HeldRun, dg.DagsterRun, dg.RunRecord | None]]:
+    """Those whose maker has ended, with the record of it, if it has not been deleted."""
     makers = scene.records([held.maker_run_id for held, _ in due])
-    ready = [
+    return [
         (held, run, maker)
         for held, run in due
         if _is_over(scene, held, maker := makers.get(held.maker_run_id))
     ]
-    released: set[str] = set()
-    for held, run, maker in ready[:RELEASES_PER_TICK]:
-        if scene.is_late():
-            break
-        with scene.boundary(f"Run {run.run_id[:8]} was not let go"):
-            _let_go(scene, held, run, maker, why_go(held, look, scene.now))
-            released.add(run.run_id)
-    if any(held.waits and held.run_id not in released for held, _ in due):
-        scene.cursor.last_look = 0.0
-    return released
 
 
 def _let_go(

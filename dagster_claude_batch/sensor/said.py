@@ -97,7 +97,15 @@ def describe(waiting: Sequence[HeldRun], now: datetime, look_at: datetime) -> st
     again = [held for held in waiting if held.fruitless and not held.waits]
     if again:
         parts.append(f"{held_run.counted(len(again), 'of them tries', 'of them try')} again")
-    if look_at > now:
+    for_room = [held for held in waiting if any(wait.is_for_room for wait in held.waits)]
+    if for_room:
+        has = held_run.counted(len(for_room), "of them has", "of them have")
+        parts.append(f"{has} no room to send yet")
+    ready = [held for held in waiting if held.is_ready]
+    if ready:
+        waits = held_run.counted(len(ready), "of them waits", "of them wait")
+        parts.append(f"{waits} for a free slot of a pool")
+    if batches and look_at > now:
         parts.append(f"next look in {_duration(look_at - now)}")
     return ", ".join(parts) + "."
 

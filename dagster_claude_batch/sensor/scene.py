@@ -14,11 +14,18 @@ from dagster_claude_batch.one_line import one_line
 from dagster_claude_batch.ours import Ours
 from dagster_claude_batch.resource import ClaudeBatchResource
 from dagster_claude_batch.sensor.cursor import Cursor
+from dagster_claude_batch.sensor.memory import Memory
 
 QUEUED: Final = (dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED)
 
 _LONGEST_TICK: Final = 30.0
 """Seconds."""
+
+_ASKED_BY: Final = 20.0
+"""Seconds of a tick after which the API is not waited for any more: then there is time to act."""
+
+_TIME_TO_ASK: Final = 5.0
+"""Seconds that it has in any case."""
 
 Held: TypeAlias = tuple[HeldRun, dg.DagsterRun]
 
@@ -40,6 +47,7 @@ class Scene:
     now: datetime
     began: float = field(default_factory=time.monotonic)
     problems: list[str] = field(default_factory=list[str])
+    memory: Memory | None = None
 
     @property
     def instance(self) -> dg.DagsterInstance:
@@ -67,6 +75,14 @@ class Scene:
             problem = f"{what} ({type(error).__name__}: {one_line(str(error))})."
             self.problems.append(problem)
             self.context.log.warning(problem, exc_info=error)
+
+    def seconds_to_ask(self) -> float:
+        """How long all calls of the API may take, together."""
+        return max(_TIME_TO_ASK, _ASKED_BY - (time.monotonic() - self.began))
+
+    def remember(self) -> str:
+        """Keep the cursor for the next tick; the part of it that this one carries."""
+        return self.cursor.dump() if self.memory is None else self.memory.keep(self.cursor)
 
     def real_now(self) -> datetime:
         """Dagster's time, by which runs are dated."""

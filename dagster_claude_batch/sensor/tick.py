@@ -27,7 +27,7 @@ def tick(scene: Scene) -> dg.SensorResult:
     with scene.boundary("No run was let go"):
         waiting = queue.waiting_ones(scene, ours)
         problem, look = looking.look(scene, [held for held, _ in waiting])
-        released = queue.release(scene, waiting, look)
+        released = queue.release(scene, ours, waiting, look)
     with scene.boundary("Not every run was brought back"):
         if lacking is None:
             left_behind.bring_back(scene)
@@ -51,6 +51,6 @@ def tick(scene: Scene) -> dg.SensorResult:
     return dg.SensorResult(
         run_requests=requests,
         skip_reason=None if requests else dg.SkipReason(summary),
-        cursor=scene.cursor.dump(),
+        cursor=scene.remember(),
         asset_events=progress,
     )

@@ -436,6 +436,27 @@ def test_a_limit_of_0_is_listed_until_it_is_deleted_which_may_be_repeated(
 
 
 @pytest.mark.parametrize("queue", [{"tag_concurrency_limits": [{"key": "team", "limit": 1}]}])
+def test_a_pool_tells_who_has_its_slots_and_who_waits_for_one(instance: Instance) -> None:
+    storage = instance.dagster.event_log_storage
+    storage.set_concurrency_slots("warehouse", 1)
+    for step in ("has it", "waits"):
+        storage.claim_concurrency_slot("warehouse", "a run", step)
+
+    found = storage.get_concurrency_info("warehouse")
+
+    assert (found.slot_count, len(found.claimed_slots), len(found.pending_steps)) == (1, 1, 2)
+    assert instance.dagster.get_concurrency_config().pool_config.default_pool_limit is None
+
+
+def test_an_instance_keeps_one_value_for_each_name(instance: Instance) -> None:
+    storage = instance.dagster.daemon_cursor_storage
+    for value in ("first", "second"):
+        storage.set_cursor_values({"dagster_claude_batch/a": value})
+
+    names = {"dagster_claude_batch/a", "dagster_claude_batch/b"}
+    assert storage.get_cursor_values(names) == {"dagster_claude_batch/a": "second"}
+
+
 def test_a_run_that_waits_for_its_pool_takes_no_share_of_a_tag_limit_if_its_priority_is_lower(
     instance: Instance,
 ) -> None:

@@ -95,7 +95,9 @@ def test_batches_that_nobody_can_collect_do_not_fill_the_window_for_ever(project
 
     waiting = made.start("reviews").waiting
     assert waiting is not None
-    assert waiting.send_after is not None
+    assert waiting.is_for_room
+    assert waiting.not_before is not None
+    assert waiting.not_before <= made.claude.now() + timedelta(hours=25)
     assert made.wire.posts() == 1
     made.claude.simulator.advance(timedelta(hours=26))
 

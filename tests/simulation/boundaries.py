@@ -24,7 +24,6 @@ VERBS: Final = frozenset(
         "look",
         "model",
         "model_and_time",
-        "requests_in_queue",
         "results",
         "retrieve",
     }

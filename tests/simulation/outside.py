@@ -145,12 +145,15 @@ class Outside(Runs):
         waiting = held.waiting
         if waiting is None:
             return True
+        now = self.world.clock.now()
         ended = {b.id for b in self.world.simulator.batches() if b.ended_at is not None}
         some = waiting.unsent > 0 or waiting.any_end
         done = ended.issuperset(waiting.batch_ids) or (
             some and not ended.isdisjoint(waiting.batch_ids)
         )
-        too_early = waiting.not_before is None or waiting.not_before > self.world.clock.now()
+        if waiting.is_for_room and (waiting.send_after is None or waiting.send_after <= now):
+            return True
+        too_early = waiting.not_before is None or waiting.not_before > now
         return (bool(waiting.batch_ids) and done) or not too_early
 
     def _step(self, process: Process, decision: Any) -> None:

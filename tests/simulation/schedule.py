@@ -278,9 +278,11 @@ class Schedule(Outside):
         raise EndlessError
 
     def _let_pass(self, seconds: float) -> None:
-        latest = [h.waiting.not_before for h in self.held if h.waiting and h.waiting.not_before]
+        waits = [held.waiting for held in self.held if held.waiting]
+        moments = [w.send_after if w.is_for_room else w.not_before for w in waits]
+        latest = [moment for moment in moments if moment]
         now = self.world.clock.now()
-        if latest and not any(h.waiting.batch_ids for h in self.held if h.waiting):
+        if latest and not any(wait.batch_ids for wait in waits):
             seconds = max(seconds, (min(latest) - now).total_seconds())
         self.world.move_clock(seconds)
         self._end_batches()
