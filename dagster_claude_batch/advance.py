@@ -158,6 +158,8 @@ class Engine(Workbench):
             work = self.read(materializations)
             doubts = self._reconciler.reconcile(work)
             collected = self._collector.collect(work)
+            if collected.moved:
+                self.after_collecting()
             if doubts.moved or collected.moved or self._plan_or_end(work):
                 continue
             sent = self._sender.send(work)

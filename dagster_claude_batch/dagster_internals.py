@@ -70,21 +70,32 @@ CREATE_RUN_PARAMETERS: Final = frozenset(
 _EVENTS: Final = "dagster._core.events"
 _ERRORS: Final = "dagster._core.errors"
 _COORDINATOR: Final = "dagster._core.run_coordinator.queued_run_coordinator"
+_BACKFILL: Final = "dagster._core.execution.asset_backfill"
+_PLAN: Final = "dagster._core.snap.execution_plan_snapshot"
+_RUN: Final = "dagster._core.storage.dagster_run"
 
 _NAMES: Final = (
-    (_EVENTS, "DagsterEvent"),
-    (_ERRORS, "DagsterRunAlreadyExists"),
-    (_COORDINATOR, "QueuedRunCoordinator"),
+    (_EVENTS, "DagsterEvent", ("job_enqueue",)),
+    (_ERRORS, "DagsterRunAlreadyExists", ()),
+    (_COORDINATOR, "QueuedRunCoordinator", ()),
+    (_PLAN, "ExecutionPlanSnapshot", ("_replace", "asset_selection", "steps")),
+    (_PLAN, "ExecutionStepSnap", ("_replace", "outputs", "pool")),
+    (_RUN, "DagsterRun", ("remote_job_origin", "run_op_concurrency")),
 )
+"""Modules, what is in them, and what of that."""
 
 _OF_INSTANCE: Final = (
     "add_run_tags",
+    "all_logs",
     "create_run",
+    "delete_run",
     "event_log_storage",
     "get_concurrency_config",
     "get_execution_plan_snapshot",
     "get_historical_job",
+    "get_instigator_state",
     "report_dagster_event",
+    "report_run_canceled",
     "run_coordinator",
 )
 
@@ -103,17 +114,23 @@ def missing(instance: dg.DagsterInstance) -> str | None:
         _first_missing_name()
         or _first_missing(instance, "DagsterInstance", _OF_INSTANCE)
         or _first_missing(instance.event_log_storage, "EventLogStorage", _OF_STORAGE)
-        or _first_missing(event_class(), "DagsterEvent", ("job_enqueue",))
         or _other_parameters(instance.create_run)  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]  # not public
     )
 
 
+def lacks(missing: str) -> str:
+    """A reason for not holding runs: something is missing."""
+    return f"Dagster {dg.__version__} has no {missing}, which runs that wait in the queue need"
+
+
 def _first_missing_name() -> str | None:
-    for module, name in _NAMES:
+    for module, name, attributes in _NAMES:
         try:
-            _inside(module, name)
+            found = _inside(module, name)
         except (ImportError, AttributeError):
             return f"{module}.{name}"
+        if lacking := _first_missing(found, name, attributes):
+            return lacking
     return None
 
 
@@ -151,6 +168,19 @@ def location_tags(run: dg.DagsterRun) -> dict[str, str]:
     if origin is None:
         return {}
     return {LOCATION_TAG: origin.repository_origin.code_location_origin.location_name}
+
+
+def ends_stalled_backfills() -> bool:
+    """Whether a backfill ends if its runs have ended without materializing all that it asked for.
+
+    Elsewhere it waits for ever for partitions of a failed run which has materialized others of the
+    same asset, and for what a run that succeeded has skipped.
+    """
+    try:
+        _inside(_BACKFILL, "_backfill_is_stalled")
+    except (ImportError, AttributeError):
+        return False
+    return True
 
 
 def queues_runs(instance: dg.DagsterInstance) -> bool:

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import dagster as dg
 
+from dagster_claude_batch.dagster_internals import BACKFILL_TAG, ends_stalled_backfills
 from dagster_claude_batch.declaration import Declaration
 from dagster_claude_batch.held_run import counted
 from dagster_claude_batch.report import PartitionReport, Usage
@@ -133,23 +134,10 @@ def finish(
     checks = _selected(context, check_results(key, declaration, reports))
     bad = [report for report in reports if _is_too_bad(declaration, report)]
     if bad or deleted:
-        good = [report for report in reports if report not in bad]
         yield from checks
-        for report in good:
-            context.log_event(
-                dg.AssetMaterialization(
-                    key, partition=report.partition, metadata=metadata_of(declaration, report)
-                )
-            )
-        left_out = _left_out(context, key, good)
-        if not bad:
-            context.log.warning(f"{_deleted_message(declaration, deleted)}{left_out}")
-            return
-        raise dg.Failure(
-            _failure_message(declaration, bad, good, left_out),
-            metadata=_failure_metadata(declaration, bad),
-            allow_retries=False,
-        )
+        good = [report for report in reports if report not in bad]
+        _finish_one_by_one(context, key, declaration, bad, good, deleted)
+        return
     for report in reports:
         metadata = metadata_of(declaration, report)
         if report.partition is None:
@@ -158,6 +146,54 @@ def finish(
             context.add_asset_metadata(metadata, asset_key=key, partition_key=report.partition)
     yield dg.MaterializeResult(asset_key=key)
     yield from checks
+
+
+def _finish_one_by_one(
+    context: dg.AssetExecutionContext,
+    key: dg.AssetKey,
+    declaration: Declaration,
+    bad: Sequence[PartitionReport],
+    good: Sequence[PartitionReport],
+    deleted: Sequence[str],
+) -> None:
+    """Materialize the good partitions, of which some are ``deleted``, and fail for the bad ones.
+
+    In a backfill that would never end after that, all of them fail.
+    """
+    must_end = BACKFILL_TAG in context.run.tags and not ends_stalled_backfills()
+    materialized: Sequence[PartitionReport] = () if bad and must_end else good
+    for report in materialized:
+        metadata = metadata_of(declaration, report)
+        context.log_event(
+            dg.AssetMaterialization(key, partition=report.partition, metadata=metadata)
+        )
+    left_out = _left_out(context, key, materialized)
+    if bad:
+        raise dg.Failure(
+            _failure_message(declaration, bad, _said_of(good, materialized, left_out)),
+            metadata=_failure_metadata(declaration, bad),
+            allow_retries=False,
+        )
+    message = f"{_deleted_message(declaration, deleted)}{left_out}"
+    if left_out and must_end:
+        raise dg.Failure(message, allow_retries=False)
+    context.log.warning(message)
+
+
+def _said_of(
+    good: Sequence[PartitionReport], materialized: Sequence[PartitionReport], left_out: str
+) -> str:
+    """What becomes of the good partitions of a run that fails; nothing if there are none."""
+    names = ", ".join(str(report.partition) for report in good)
+    if materialized:
+        return f"Materialized all the same: {names}.{left_out}"
+    if good:
+        return (
+            f"Answered too, but not materialized: {names}. A backfill of Dagster {dg.__version__} "
+            "would never end after a run of which some partitions are materialized and others "
+            "fail. Launch these without those that failed: nothing is sent for them."
+        )
+    return ""
 
 
 def _selected(
@@ -203,15 +239,11 @@ def _deleted_message(declaration: Declaration, deleted: Sequence[str]) -> str:
 
 
 def _failure_message(
-    declaration: Declaration,
-    bad: Sequence[PartitionReport],
-    good: Sequence[PartitionReport],
-    left_out: str,
+    declaration: Declaration, bad: Sequence[PartitionReport], said_of_good: str
 ) -> str:
     lines = [_of_partition(declaration, report) for report in bad]
-    if good:
-        names = ", ".join(str(report.partition) for report in good)
-        lines.append(f"Materialized all the same: {names}.{left_out}")
+    if said_of_good:
+        lines.append(said_of_good)
     lines.append(
         f"All answers are in {declaration.answers}, the failed rows with their reasons in "
         f"{declaration.failures}. Materializing again sends only the failures that may pass "

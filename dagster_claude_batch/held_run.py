@@ -13,7 +13,7 @@ from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 import dagster as dg
 
-from dagster_claude_batch.dagster_internals import PRIORITY_TAG
+from dagster_claude_batch.dagster_internals import PARENT_RUN_ID_TAG, PRIORITY_TAG, RETRY_NUMBER_TAG
 from dagster_claude_batch.workbench import Waiting
 
 T = TypeVar("T")
@@ -27,7 +27,9 @@ MAKER_TAG: Final = ".dagster/claude_batch.maker"
 POOL_TAG: Final = ".dagster/claude_batch.pool"
 OLD_PRIORITY_TAG: Final = ".dagster/claude_batch.priority"
 FRUITLESS_TAG: Final = ".dagster/claude_batch.fruitless"
-"""How many runs before this one, in a chain, ended without having sent or collected anything."""
+"""How many runs before this one, in a chain, ended without having collected anything."""
+FRUITFUL_TAG: Final = ".dagster/claude_batch.fruitful"
+"""On a held run that has collected something; its value is the run's id, for tags are copied."""
 POOLS_TAG: Final = ".dagster/claude_batch.pools"
 """The user's pools that all first steps of a held run are in, as a JSON list."""
 READY_TAG: Final = ".dagster/claude_batch.ready"
@@ -114,6 +116,13 @@ def attached_tag(asset: dg.AssetKey) -> str:
 def attached_tags(run: dg.DagsterRun) -> dict[str, str]:
     """Those of `attached_tag` that a run has."""
     return {key: value for key, value in run.tags.items() if key.startswith(_ATTACHED_TAG)}
+
+
+def materialized_in(instance: dg.DagsterInstance, run_id: str) -> set[dg.AssetKey]:
+    """What a run has materialized so far."""
+    events = instance.all_logs(run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION)
+    made = [event.asset_materialization for event in events]
+    return {each.asset_key for each in made if each is not None}
 
 
 def name_of(asset: dg.AssetKey) -> str:
@@ -209,8 +218,8 @@ def read(run: dg.DagsterRun) -> HeldRun:
         tags.get(STATE_TAG, WAITING),
         run.status,
         tuple(_read_wait(tags, name) for name in names),
-        _number(tags.get(FRUITLESS_TAG)),
-        _number(tags.get(PARTITIONS_TAG), 1),
+        int(tags.get(FRUITLESS_TAG, "0")),
+        int(tags.get(PARTITIONS_TAG, "1")),
         tuple(names),
         tuple(str(pool) for pool in _loaded(tags.get(POOLS_TAG, "[]"), list[Any]())),
         READY_TAG in tags,
@@ -248,19 +257,17 @@ def _read_wait(tags: Mapping[str, str], name: str) -> Waiting:
 
 
 def _loaded(text: str, otherwise: T) -> T:
-    """What a tag holds, if it is of the same type as ``otherwise``."""
-    try:
-        found = json.loads(text)
-    except ValueError:
-        return otherwise
+    """What a tag holds, if it is of the same type as ``otherwise``.
+
+    Raises:
+        ValueError: It is no JSON, which no version writes.
+    """
+    found = json.loads(text)
     return found if isinstance(found, type(otherwise)) else otherwise
 
 
-def _number(value: object, otherwise: int = 0) -> int:
-    try:
-        return int(str(value))
-    except ValueError:
-        return otherwise
+def _number(value: object) -> int:
+    return value if isinstance(value, int) else 0
 
 
 def _moment(stamp: object) -> datetime | None:
@@ -274,19 +281,34 @@ def _moment(stamp: object) -> datetime | None:
 _LONG_AGO: Final = datetime.fromtimestamp(0, UTC)
 
 
-def release(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
-    """Let the queue have a held run. Repeating it changes nothing."""
-    waits = read(run).waits
-    sends = bool(waits) and all(wait.is_for_room for wait in waits)
+def is_copy(run: dg.DagsterRun) -> bool:
+    """Whether Dagster has launched a held run anew, tags and all: nothing holds that one."""
+    return HELD_TAG in run.tags and PARENT_RUN_ID_TAG in run.tags
+
+
+def take_for_ordinary(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
+    """Take from a copy of a run that was waiting what made that one wait; repeating it is free."""
+    if run.tags.get(STATE_TAG) != WAITING:
+        return
+    # Dagster's own retry collects, as the run that it repeats; a person asks anew.
+    state = RELEASED if RETRY_NUMBER_TAG in run.tags else SETTLED
+    priority = {PRIORITY_TAG: run.tags.get(OLD_PRIORITY_TAG, "0")}
+    mark(instance, run.run_id, state, "launched again")
+    instance.add_run_tags(run.run_id, {**priority, LONG_TAG: "This run does not wait."})
+
+
+def release(instance: dg.DagsterInstance, run: dg.DagsterRun, short: str, *sentences: str) -> None:
+    """Let the queue have a held run, and say why. Repeating it changes nothing.
+
+    ``short`` has at most 22 characters, as all that the run's page shows of such a tag.
+    """
     instance.add_run_tags(
         run.run_id,
         {
             STATE_TAG: RELEASED,
             PRIORITY_TAG: run.tags.get(OLD_PRIORITY_TAG, "0"),
-            SHORT_TAG: "room to send" if sends else "results ready",
-            LONG_TAG: "There is room to send; this run does so."
-            if sends
-            else "The batches have ended; this run collects their results.",
+            SHORT_TAG: short,
+            LONG_TAG: " ".join(sentences),
         },
     )
     forget_pool(instance, run.tags.get(POOL_TAG, pool_of(run.run_id)))
@@ -343,18 +365,6 @@ def say_again(
     return moment
 
 
-def watchers(instance: dg.DagsterInstance, claude_resource: str) -> list[dg.DagsterRun]:
-    """Runs that have sent something anew whose first batch may still appear."""
-    tags = {GAVE_UP_TAG: claude_resource}
-    return list(instance.get_runs(dg.RunsFilter(tags=tags), limit=100))
-
-
-def stop_watching(instance: dg.DagsterInstance, claude_resource: str) -> None:
-    """Note that no such batch can appear any more."""
-    for run in watchers(instance, claude_resource):
-        instance.add_run_tags(run.run_id, {GAVE_UP_TAG: "none of it has appeared"})
-
-
 def forget_pool(instance: dg.DagsterInstance, pool: str) -> None:
     """Delete the limit of a held run's pool."""
     instance.event_log_storage.delete_concurrency_limit(pool)
@@ -369,7 +379,7 @@ def is_alive(instance: dg.DagsterInstance, run_id: str) -> bool:
     run = instance.get_run_by_id(run_id)
     if run is None or run.is_finished or run.status == dg.DagsterRunStatus.CANCELING:
         return False
-    if run.tags.get(STATE_TAG) != WAITING or read(run).waits:
+    if is_copy(run) or run.tags.get(STATE_TAG) != WAITING or read(run).waits:
         return True
     maker = instance.get_run_by_id(run.tags.get(MAKER_TAG, ""))
     return maker is None or maker.status not in _CANCELLED

@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any, Final
 import dagster as dg
 
 from dagster_claude_batch import dagster_internals, held_run
-from dagster_claude_batch.dagster_internals import CONCURRENCY_TAG, NOT_COPIED, PRIORITY_TAG
+from dagster_claude_batch.dagster_internals import (
+    CONCURRENCY_TAG,
+    NOT_COPIED,
+    PARENT_RUN_ID_TAG,
+    PRIORITY_TAG,
+    RETRY_NUMBER_TAG,
+)
+from dagster_claude_batch.ours import Ours
 
 if TYPE_CHECKING:
     from dagster._core.definitions.assets.graph.base_asset_graph import BaseAssetGraph
@@ -20,12 +27,44 @@ if TYPE_CHECKING:
     from dagster._core.snap.execution_plan_snapshot import ExecutionStepSnap
 
 MOST_FRUITLESS: Final = 5
-"""So many runs in a chain may end without having sent or collected, before it is given up."""
+"""So many runs in a chain may end without having collected anything, before it is given up."""
 
 
 def held_run_id(maker_run_id: str) -> str:
     """The id of the one held run that a run makes, however often it is asked to."""
     return str(uuid.uuid5(uuid.UUID(maker_run_id), "held run of dagster_claude_batch"))
+
+
+def successor_id(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str:
+    """The id of the one held run that comes after a run, and after all Dagster's retries of it.
+
+    A retry goes on with the run that an earlier try has left; where that one has ended, with what
+    it has left in turn. Else each failure would leave two runs, each of which may leave two.
+    """
+    first: dg.DagsterRun | None = run
+    held_id = held_run_id(run.run_id)
+    while first is not None and RETRY_NUMBER_TAG in first.tags:
+        held_id = held_run_id(first.tags[PARENT_RUN_ID_TAG])
+        first = instance.get_run_by_id(first.tags[PARENT_RUN_ID_TAG])
+    while first is not run and _has_handed_over(instance.get_run_by_id(held_id)):
+        held_id = held_run_id(held_id)
+    return held_id
+
+
+def _has_handed_over(held: dg.DagsterRun | None) -> bool:
+    """Whether a run has ended; what somebody has cancelled is not gone on with."""
+    return held is not None and held.is_finished and held.status != dg.DagsterRunStatus.CANCELED
+
+
+def is_waiting(instance: dg.DagsterInstance, held_id: str) -> bool:
+    """Whether a held run is still in the queue, and has not been let go."""
+    held = instance.get_run_by_id(held_id)
+    if held is None or held.status not in _NOT_BEGUN:
+        return False
+    return held_run.read(held).state == held_run.WAITING
+
+
+_NOT_BEGUN: Final = (dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.QUEUED)
 
 
 def why_not(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str | None:
@@ -37,12 +76,15 @@ def why_not(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str | None:
         return "the Dagster instance is ephemeral"
     lacking = dagster_internals.missing(instance)
     if lacking is not None:
-        return f"Dagster {dg.__version__} has no {lacking}, which runs that wait in the queue need"
+        return dagster_internals.lacks(lacking)
     if not dagster_internals.queues_runs(instance):
         return "the instance's run coordinator does not queue runs"
     if run.remote_job_origin is None:
         return "the run was not launched through a code location"
-    return _why_queue_not(instance, run)
+    try:
+        return _why_queue_not(instance, run)
+    except AttributeError as error:  # its configuration is read in another way by now
+        return dagster_internals.lacks(str(error.name))
 
 
 def _why_queue_not(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str | None:
@@ -78,40 +120,91 @@ def make(
 ) -> str:
     """Create and enqueue the run that will collect; its id. Making it twice makes one.
 
-    It repeats of ``run`` the batch assets and what is downstream of them. ``has_failed``: the run
-    has failed with something out, and this one is to try again.
+    It repeats of ``run`` the batch assets and what is downstream of them. One that an earlier try
+    of the run has left waits for the end of this try now. ``has_failed``: the run has failed with
+    something out, and this one is to try again.
 
     Raises:
         RuntimeError: Dagster would not hold it, or one run after the other has come to nothing.
             There is no held run then.
     """
-    fruitless = fruitless_runs(run, has_failed=has_failed)
+    held_id = successor_id(instance, run)
+    if instance.has_run(held_id):
+        if is_waiting(instance, held_id):
+            instance.add_run_tags(held_id, {held_run.MAKER_TAG: run.run_id})
+        return held_id
+    now = instance.get_run_by_id(run.run_id) or run
+    fruitless = fruitless_runs(now, has_failed=has_failed)
     if fruitless > MOST_FRUITLESS:
         raise RuntimeError(
-            f"{fruitless} runs in a row have ended without having sent or collected anything, and "
-            "this one leaves no other. Read why they failed, then materialize again: it goes on "
-            "with what is out."
+            f"{fruitless} runs in a row have ended without having collected anything, and this one "
+            "leaves no other. Read why they failed, then materialize again: it goes on with what "
+            "is out."
         )
-    held_id = held_run_id(run.run_id)
     pool = held_run.pool_of(held_id)
-    snapshot = instance.get_execution_plan_snapshot(str(run.execution_plan_snapshot_id))
-    selection = _waiting_assets(snapshot, asset_graph, batch_assets)
+    planned = planned_in(instance, run)
+    selection = _waiting_assets(planned, asset_graph, batch_assets)
     # Never the run before its limit: a pool without one does not block.
     instance.event_log_storage.set_concurrency_slots(pool, 0)
+    tags = _tags(run, held_id, pool, claude_resource, fruitless, has_failed=has_failed)
+    tags[held_run.POOLS_TAG] = _first_pools(run, planned, selection)
+    held = _create(instance, run, held_id, tags, selection, asset_graph)
+    if held is None:
+        return held_id
+    concurrency = held.run_op_concurrency
+    if concurrency is None or set(concurrency.root_key_counts) != {pool}:
+        undo(instance, held_id)
+        raise RuntimeError(f"Dagster would start the held run {held_id} at once.")
+    enqueue(instance, held)
+    return held_id
+
+
+def narrow(
+    instance: dg.DagsterInstance,
+    held: dg.DagsterRun,
+    selection: frozenset[dg.AssetKey],
+    asset_graph: "BaseAssetGraph[Any]",
+) -> dg.DagsterRun:
+    """Put a held run for fewer assets in the place of one that has not been let go.
+
+    A run's assets cannot be changed, so it is another run; it is there before the first one goes.
+    """
+    held_id = held_run_id(held.run_id)
+    made = _create(instance, held, held_id, held.tags, selection, asset_graph)
+    if made is not None:
+        enqueue(instance, made)
+    instance.delete_run(held.run_id)
+    narrowed = made or instance.get_run_by_id(held_id)
+    assert narrowed is not None  # noqa: S101  # it was created above, or before a crash
+    return narrowed
+
+
+def planned_in(instance: dg.DagsterInstance, run: dg.DagsterRun) -> "ExecutionPlanSnapshot":
+    """The plan of a run."""
+    return instance.get_execution_plan_snapshot(str(run.execution_plan_snapshot_id))
+
+
+def _create(
+    instance: dg.DagsterInstance,
+    run: dg.DagsterRun,
+    held_id: str,
+    tags: Mapping[str, str],
+    selection: frozenset[dg.AssetKey],
+    asset_graph: "BaseAssetGraph[Any]",
+) -> dg.DagsterRun | None:
+    """Create a copy of a run for some of its assets, which its pool holds; None if it is there."""
+    plan = _held_plan(planned_in(instance, run), selection, tags[held_run.POOL_TAG])
     try:
-        held = instance.create_run(  # pyright: ignore[reportUnknownMemberType]  # not public
+        return instance.create_run(  # pyright: ignore[reportUnknownMemberType]  # not public
             job_name=run.job_name,
             run_id=held_id,
             run_config=run.run_config,
             status=dg.DagsterRunStatus.NOT_STARTED,
-            tags={
-                **_tags(run, held_id, pool, claude_resource, fruitless, has_failed=has_failed),
-                held_run.POOLS_TAG: _first_pools(run, snapshot, selection),
-            },
+            tags=tags,
             root_run_id=None,
             parent_run_id=None,
             step_keys_to_execute=None,
-            execution_plan_snapshot=_held_plan(snapshot, selection, pool),
+            execution_plan_snapshot=plan,
             job_snapshot=instance.get_historical_job(str(run.job_snapshot_id)).job_snapshot,
             parent_job_snapshot=None,
             asset_selection=selection,
@@ -123,13 +216,15 @@ def make(
             asset_graph=asset_graph,
         )
     except dagster_internals.already_exists_error():
-        return held_id
-    concurrency = held.run_op_concurrency
-    if concurrency is None or set(concurrency.root_key_counts) != {pool}:
-        undo(instance, run.run_id)
-        raise RuntimeError(f"Dagster would start the held run {held_id} at once.")
-    enqueue(instance, held)
-    return held_id
+        return None
+    except dg.DagsterInvalidInvocationError:
+        # A key of the run's range is no partition any more. Dagster asks for it only when it has
+        # written the run, to say what that is going to materialize.
+        written = instance.get_run_by_id(held_id)
+        if written is None:
+            held_run.forget_pool(instance, tags[held_run.POOL_TAG])
+            raise
+        return written
 
 
 def enqueue(instance: dg.DagsterInstance, held: dg.DagsterRun) -> None:
@@ -139,12 +234,11 @@ def enqueue(instance: dg.DagsterInstance, held: dg.DagsterRun) -> None:
     )
 
 
-def undo(instance: dg.DagsterInstance, maker_run_id: str) -> None:
-    """Delete the held run that a run has made, for it turned out to have nothing to wait for."""
-    held_id = held_run_id(maker_run_id)
-    if instance.get_run_by_id(held_id) is not None:
+def undo(instance: dg.DagsterInstance, held_id: str) -> None:
+    """Delete a held run, for it turned out to have nothing to wait for; not one let go already."""
+    if is_waiting(instance, held_id):
         instance.delete_run(held_id)
-    instance.event_log_storage.delete_concurrency_limit(held_run.pool_of(held_id))
+        held_run.forget_pool(instance, held_run.pool_of(held_id))
 
 
 def _waiting_assets(
@@ -243,11 +337,10 @@ def _tags(
     attached = held_run.attached_tags(run) if has_failed else {}
     return {
         **copied,
-        **dagster_internals.location_tags(run),
+        **Ours.of_run(run, claude_resource).tags(),
         **attached,
         PRIORITY_TAG: held_run.LAST_IN_QUEUE,
         held_run.OLD_PRIORITY_TAG: original_priority(run.tags),
-        held_run.HELD_TAG: claude_resource,
         held_run.STATE_TAG: held_run.WAITING,
         held_run.MAKER_TAG: run.run_id,
         held_run.FRUITLESS_TAG: str(fruitless),
@@ -263,7 +356,11 @@ def fruitless_runs(run: dg.DagsterRun, *, has_failed: bool) -> int:
     A held run that waits for something follows one that has come to something.
     """
     chain = 0
-    if held_run.HELD_TAG in run.tags and not held_run.read(run).waits:
+    is_fruitful = run.tags.get(held_run.FRUITFUL_TAG) == run.run_id
+    is_asked_anew = held_run.is_copy(run) and RETRY_NUMBER_TAG not in run.tags
+    if held_run.HELD_TAG in run.tags and not (
+        is_asked_anew or is_fruitful or held_run.read(run).waits
+    ):
         chain = held_run.read(run).fruitless + 1
     return max(chain, 1) if has_failed else chain
 

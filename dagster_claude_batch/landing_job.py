@@ -8,6 +8,7 @@ from pydantic import Field
 
 from dagster_claude_batch import held_run
 from dagster_claude_batch.batch_asset import BatchAsset, batch_assets_of, engine_for
+from dagster_claude_batch.ours import Ours
 
 LEFT_TAG: Final = ".dagster/claude_batch.left"
 """On a landing run that has ended: how many batches are still out."""
@@ -36,6 +37,7 @@ def build_landing_job(name: str, *, claude_resource: str) -> dg.JobDefinition:
         description="Lands answers that were paid for and that no run waits for.",
     )
     def land(context: dg.OpExecutionContext, config: LandingConfig) -> None:
+        ours = Ours.of_run(context.run, claude_resource)
         left, is_watching, problems = 0, False, dict[str, Exception]()
         for asset in batch_assets_of(context.repository_def):
             if asset.claude_resource != claude_resource:
@@ -50,9 +52,9 @@ def build_landing_job(name: str, *, claude_resource: str) -> dg.JobDefinition:
             if context.instance.has_run(run_id):
                 held_run.mark(context.instance, run_id, held_run.SETTLED, "ended without results")
         if is_watching:
-            context.instance.add_run_tags(context.run_id, {held_run.GAVE_UP_TAG: claude_resource})
+            context.instance.add_run_tags(context.run_id, ours.tags(held_run.GAVE_UP_TAG))
         else:
-            held_run.stop_watching(context.instance, claude_resource)
+            ours.stop_watching(context.instance)
         context.instance.add_run_tags(context.run_id, {LEFT_TAG: str(left)})
         context.log.info(f"{left:,} batches are still out.")
         for troubled, problem in problems.items():

@@ -10,14 +10,18 @@ import dagster as dg
 from dagster_claude_batch import held_run, holding
 from dagster_claude_batch.advance import Engine
 from dagster_claude_batch.batch_asset import BatchAsset, batch_assets_of_run
-from dagster_claude_batch.errors import NoSensorError
+from dagster_claude_batch.dagster_internals import BACKFILL_TAG
+from dagster_claude_batch.errors import MaterializationCancelledError, NoSensorError
 from dagster_claude_batch.ledger import Materialization
 from dagster_claude_batch.workbench import Waiting
 
 
 @dataclass
 class Successor:
-    """What comes after one run's work on one asset; ``held_id`` is set once there is such a run."""
+    """What comes after one run's work on one asset; ``held_id`` is set once there is such a run.
+
+    ``in_reserve``: it is there only for the case that this run is killed.
+    """
 
     context: dg.AssetExecutionContext
     asset: BatchAsset
@@ -25,6 +29,7 @@ class Successor:
     wait: Literal["sensor", "run"]
     materializations: Sequence[Materialization] = ()
     held_id: str | None = None
+    in_reserve: bool = False
 
     @property
     def key(self) -> dg.AssetKey:
@@ -49,16 +54,38 @@ class Successor:
         Raises:
             NoSensorError: Nobody would let it go.
         """
-        if self.held_id is not None:
+        if self.held_id is not None and not self.in_reserve:
             return
         self._require_sensor()
-        held_id = holding.held_run_id(self.context.run.run_id)
+        held_id = holding.successor_id(self.context.instance, self.context.run)
         self.engine.attach_run(held_id, self.materializations)
-        self.held_id = self._make()
+        self.held_id, self.in_reserve = self._make(), False
         self._note_attached(held_id)
 
+    def hold_in_reserve(self) -> None:
+        """Make the next run before a collecting run of a backfill begins its work.
+
+        A backfill ends as soon as none of its runs is left, and the sensor would bring a run back
+        that was killed only at its next tick. Not where another batch asset may fail: what
+        nobody undoes would ask it again.
+        """
+        tags = self.context.run.tags
+        if held_run.HELD_TAG not in tags or BACKFILL_TAG not in tags:
+            return
+        try:
+            if len(batch_assets_of_run(self.context)) == 1 and self._can_be_held():
+                self.held_id, self.in_reserve = self._make(has_failed=True), True
+                said = "waits in reserve"
+                held_run.mark(self.context.instance, self.held_id, None, said)
+        except Exception as error:  # noqa: BLE001  # it is there for bad luck, and is not worth any
+            self.context.log.info(f"No run is in reserve: {error}")
+
     def leave(self, waiting: Waiting, partitions: Sequence[str | None]) -> None:
-        """Hand over to it, and say so."""
+        """Hand over to it, and say so.
+
+        Raises:
+            MaterializationCancelledError: Somebody has cancelled, or deleted, it meanwhile.
+        """
         self.hold()
         held_id = str(self.held_id)
         claude = self.engine.claude
@@ -69,9 +96,12 @@ class Successor:
             claude.now(),
             timedelta(seconds=claude.poll_interval_seconds),
         )
-        held_run.describe(
-            self.context.instance, held_id, self.key, waiting, partitions=len(partitions)
-        )
+        if held_run.is_cancelled(self.context.instance, held_id):
+            raise MaterializationCancelledError(self.asset.declaration.asset)
+        if holding.is_waiting(self.context.instance, held_id):
+            held_run.describe(
+                self.context.instance, held_id, self.key, waiting, partitions=len(partitions)
+            )
         self.context.log.info(
             f"Out: {held_run.counted(len(waiting.batch_ids), 'batch', 'batches')} with "
             f"{held_run.counted(waiting.requests, 'request', 'requests')}. This run ends now; "
@@ -101,8 +131,8 @@ class Successor:
         What keeps it from that must not take the place of the error that the run fails with.
         """
         try:
-            if self.held_id is None and self._can_be_held():
-                self.held_id = self._make(has_failed=True)
+            if (self.held_id is None or self.in_reserve) and self._can_be_held():
+                self.held_id, self.in_reserve = self._make(has_failed=True), False
                 self._say_again(self.held_id)
                 if self.materializations:
                     self._note_attached(self.held_id)
@@ -112,6 +142,14 @@ class Successor:
         if self.held_id is not None:
             self.settle(f"again by run {self.held_id[:8]}")
 
+    def note_collected(self) -> None:
+        """The chain of runs that came to nothing ends here."""
+        run, instance = self.context.run, self.context.instance
+        if held_run.HELD_TAG in run.tags:
+            instance.add_run_tags(run.run_id, {held_run.FRUITFUL_TAG: run.run_id})
+        if self.in_reserve and self.held_id is not None:
+            instance.add_run_tags(self.held_id, {held_run.FRUITLESS_TAG: "1"})
+
     def undo(self) -> None:
         """Delete the held run of a run that ends otherwise.
 
@@ -119,7 +157,7 @@ class Successor:
         is let go when this run has ended, and finds nothing left to do.
         """
         if self.held_id is not None and len(batch_assets_of_run(self.context)) == 1:
-            holding.undo(self.context.instance, self.context.run.run_id)
+            holding.undo(self.context.instance, self.held_id)
 
     def settle(self, said: str) -> None:
         """Nothing is left to this run that somebody would have to look after, however it ends."""
@@ -134,20 +172,26 @@ class Successor:
             self.context.instance,
             self.context.run,
             asset_graph=self.context.repository_def.asset_graph,
-            batch_assets=set(batch_assets_of_run(self.context)) - _materialized_here(self.context),
+            batch_assets=set(batch_assets_of_run(self.context)) - self._materialized_here(),
             claude_resource=self.asset.claude_resource,
             has_failed=has_failed,
         )
+
+    def _materialized_here(self) -> set[dg.AssetKey]:
+        """What earlier steps of this run have materialized: it need not be collected."""
+        return held_run.materialized_in(self.context.instance, self.context.run.run_id)
 
     def _note_attached(self, held_id: str) -> None:
         attached = {held_run.attached_tag(self.key): self.context.run.run_id}
         self.context.instance.add_run_tags(held_id, attached)
 
     def _can_be_held(self) -> bool:
-        problem = sensor_problem(self.context, self.asset.claude_resource)
-        return problem is None and self.why_not() is None
+        claude_resource = self.asset.claude_resource
+        return self.why_not() is None and sensor_problem(self.context, claude_resource) is None
 
     def _say_again(self, held_id: str) -> None:
+        if not holding.is_waiting(self.context.instance, held_id):
+            return
         interval = timedelta(seconds=self.engine.claude.poll_interval_seconds)
         run = self.context.run
         moment = held_run.say_again(self.context.instance, held_id, run, interval)
@@ -159,15 +203,6 @@ class Successor:
         problem = sensor_problem(self.context, self.asset.claude_resource)
         if problem is not None:
             raise NoSensorError(self.asset.declaration.asset, problem)
-
-
-def _materialized_here(context: dg.AssetExecutionContext) -> set[dg.AssetKey]:
-    """What earlier steps of this run have materialized: it need not be collected."""
-    events = context.instance.all_logs(
-        context.run.run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION
-    )
-    made = [event.asset_materialization for event in events]
-    return {each.asset_key for each in made if each is not None}
 
 
 def _waits_for(waiting: Waiting, held_id: str) -> str:

@@ -13,13 +13,10 @@ from dagster_claude_batch import finishing, held_run, holding, trial
 from dagster_claude_batch.advance import Engine
 from dagster_claude_batch.batch_asset import BatchAsset, engine_for
 from dagster_claude_batch.config import ClaudeBatchConfig
-from dagster_claude_batch.dagster_internals import (
-    PARENT_RUN_ID_TAG,
-    RETRY_NUMBER_TAG,
-    location_tags,
-)
+from dagster_claude_batch.dagster_internals import PARENT_RUN_ID_TAG, RETRY_NUMBER_TAG
 from dagster_claude_batch.errors import MaterializationCancelledError, MaterializationDoneError
 from dagster_claude_batch.ledger import Materialization, MaterializationConfig
+from dagster_claude_batch.ours import Ours
 from dagster_claude_batch.report import PartitionReport, read_reports
 from dagster_claude_batch.successor import Successor
 from dagster_claude_batch.workbench import Waiting
@@ -129,6 +126,7 @@ class Run:
 
     def attach(self, config: MaterializationConfig) -> None:
         """Find or begin what this run works on; a collecting run that cannot is tried again."""
+        self.successor.hold_in_reserve()
         try:
             self.successor.materializations = self.engine.attach(
                 self.partitions,
@@ -136,6 +134,7 @@ class Run:
                 is_given_up=partial(held_run.were_given_up, self.context.instance),
             )
         except MaterializationDoneError:
+            self.successor.undo()
             self.successor.settle("nothing was left to do")
             raise
         except Exception:
@@ -167,7 +166,10 @@ class Run:
         except BaseException as error:
             # Ctrl-C and the end of a pod interrupt a run too, and cancel nothing.
             instance, run_id = self.context.instance, self.context.run.run_id
-            if not isinstance(error, Exception) and held_run.is_cancelled(instance, run_id):
+            is_given_up = isinstance(error, MaterializationCancelledError)
+            if is_given_up or (
+                not isinstance(error, Exception) and held_run.is_cancelled(instance, run_id)
+            ):
                 self._give_up()
             elif not self.engine.may_be_out(self.materializations):
                 self.successor.undo()
@@ -186,6 +188,7 @@ class Run:
         reason = self.successor.why_not()
         self._say_at_work()
         self.engine.before_giving_up = self._say_watching
+        self.engine.after_collecting = self.successor.note_collected
         if reason is None:
             self.engine.before_sending = self.successor.hold
         else:
@@ -217,7 +220,7 @@ class Run:
         return waiting
 
     def _give_up(self) -> None:
-        """Somebody terminates the run: cancel what nobody else works on.
+        """Somebody terminates the run, or the one that it has left: cancel what nobody else wants.
 
         What was answered by then is landed by the landing job, or by the next materialization;
         they also see to what could not be cancelled now.
@@ -238,7 +241,8 @@ class Run:
     def _cancel_alone(self) -> None:
         """Cancel what no run that is alive works on but this one, and its held run."""
         instance, run_id = self.context.instance, self.context.run.run_id
-        mine = {run_id, holding.held_run_id(run_id)}
+        held_id = holding.successor_id(instance, self.context.run)
+        mine = {run_id, held_id} if holding.is_waiting(instance, held_id) else {run_id}
         for each in self.materializations:
             others = [other for other in self.engine.runs_of(each) if other not in mine]
             if not any(held_run.is_alive(instance, other) for other in others):
@@ -252,13 +256,16 @@ class Run:
 
     def _say_watching(self) -> None:
         """Let the sensor see to it that second copies are looked for, whatever becomes of us."""
-        tags = {held_run.GAVE_UP_TAG: self.asset.claude_resource}
+        tags = self._ours.tags(held_run.GAVE_UP_TAG)
         self.context.instance.add_run_tags(self.context.run.run_id, tags)
+
+    @property
+    def _ours(self) -> Ours:
+        return Ours.of_run(self.context.run, self.asset.claude_resource)
 
     def _announce_waiting_here(self) -> None:
         """Let the sensor know of this run, should it be killed while something is out."""
-        location = location_tags(self.context.run)
-        waiter = {**location, held_run.WAITER_TAG: self.asset.claude_resource}
+        waiter = self._ours.tags(held_run.WAITER_TAG)
         instance, state = self.context.instance, held_run.IN_RUN
         held_run.mark(instance, self.context.run.run_id, state, "waiting in the run", **waiter)
 

@@ -122,7 +122,8 @@ class Workbench:
 
     ``slices_of`` tells which rows a partition key stands for; ``before_sending`` is called once,
     after all checks and before anything is paid for; ``before_giving_up`` each time before
-    something is sent anew whose first batch, if there is one, may still appear.
+    something is sent anew whose first batch, if there is one, may still appear;
+    ``after_collecting`` each time that something has landed.
     """
 
     declaration: Declaration
@@ -134,6 +135,7 @@ class Workbench:
     log: logging.Logger = field(default=logging.getLogger(__name__))
     sleep: Callable[[float], None] = time.sleep
     before_giving_up: Callable[[], None] = lambda: None
+    after_collecting: Callable[[], None] = lambda: None
 
     def read(self, materializations: Sequence[Materialization]) -> list[Outstanding]:
         """How the materializations stand now, and what they have out."""

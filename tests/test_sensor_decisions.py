@@ -10,13 +10,12 @@ from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteRepo
 
 from dagster_claude_batch import LocalClaudeBatchResource
 from dagster_claude_batch.held_run import (
-    FRUITLESS_TAG,
     HELD_TAG,
     MAKER_TAG,
     OURS,
-    PARTITIONS_TAG,
     POOLS_TAG,
     STATE_TAG,
+    WAITER_TAG,
     HeldRun,
     pause_after,
     pause_after_failures,
@@ -34,6 +33,7 @@ from dagster_claude_batch.workbench import Waiting
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 LATER = NOW + timedelta(seconds=1)
 SINCE = NOW - timedelta(hours=2, minutes=10)
+LONG = timedelta(minutes=10)
 QUESTION = {"role": "user", "content": "?"}
 
 
@@ -114,6 +114,10 @@ def test_a_quiet_tick_says_what_tries_again() -> None:
     )
 
 
+def test_a_cursor_of_another_version_keeps_what_both_know() -> None:
+    assert Cursor.load('{"held": ["a"], "of": "another version"}') == Cursor(held=["a"])
+
+
 @pytest.mark.parametrize("text", [None, "", "no json", '{"of": "another version"}', "[1]"])
 def test_a_cursor_that_cannot_be_read_starts_anew(text: str | None) -> None:
     assert Cursor.load(text) == Cursor()
@@ -164,7 +168,6 @@ def test_what_a_held_run_waits_for_survives_its_tags() -> None:
         ('{"requests": 7, "novelty": {}}', Waiting(("a",), 7)),
         ('{"requests": "many", "since": "today"}', Waiting(("a",))),
         ("[]", Waiting(("a",))),
-        ("no json", Waiting(("a",))),
     ],
 )
 def test_tags_that_another_version_wrote_are_read_as_far_as_they_go(
@@ -176,12 +179,11 @@ def test_tags_that_another_version_wrote_are_read_as_far_as_they_go(
         found = instance.get_run_by_id(run.run_id)
         assert found is not None
         (tag,) = (tag for tag in found.tags if tag.startswith(f"{OURS}wait."))
-        others = {PARTITIONS_TAG: "?", FRUITLESS_TAG: "", POOLS_TAG: "{"}
 
-        read_back = read(found.with_tags({**found.tags, tag: written, **others}))
+        read_back = read(found.with_tags({**found.tags, tag: written, POOLS_TAG: "{}"}))
 
     assert read_back.waits == (expected,)
-    assert (read_back.partitions, read_back.fruitless, read_back.pools) == (1, 0, ())
+    assert read_back.pools == ()
 
 
 def test_a_wait_that_names_nothing_to_wait_for_is_due_at_once() -> None:
@@ -280,3 +282,41 @@ def test_a_tick_that_has_taken_long_leaves_the_rest_to_the_next(
 
         (found,) = instance.get_runs(dg.RunsFilter(run_ids=[held.run_id]))
     assert (read(found).state == "released") is released
+
+
+def test_where_dagster_cannot_hold_runs_a_tick_touches_none_and_says_how_to_let_them_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with dg.DagsterInstance.ephemeral() as instance:
+        maker = instance.create_run_for_job(_empty_job(), status=dg.DagsterRunStatus.FAILURE)
+        tags = {HELD_TAG: "claude_batch", MAKER_TAG: maker.run_id, STATE_TAG: "waiting"}
+        origin = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("here"), "repository")
+        held = instance.create_run_for_job(
+            _empty_job(),
+            tags=tags,
+            status=dg.DagsterRunStatus.QUEUED,
+            remote_job_origin=origin.get_job_origin("empty"),
+        )
+        gone = instance.create_run_for_job(
+            _empty_job(),
+            tags={WAITER_TAG: "claude_batch", STATE_TAG: "in_run"},
+            status=dg.DagsterRunStatus.FAILURE,
+        )
+        claude = LocalClaudeBatchResource(path=str(tmp_path))
+        context = dg.build_sensor_context(instance=instance)
+        cursor = Cursor(landed_at=datetime.now(UTC).timestamp())
+        snapshots = "dagster._core.snap.execution_plan_snapshot"
+        monkeypatch.setattr(f"{snapshots}.ExecutionStepSnap", object)
+
+        result = tick(Scene(context, claude, "claude_batch", "landing", LONG, cursor, NOW))
+
+        (found,) = instance.get_runs(dg.RunsFilter(run_ids=[held.run_id]))
+    assert read(found).state == "waiting"
+    assert list(cursor.ended) == [gone.run_id]
+    assert result.skip_reason is not None
+    assert result.skip_reason.skip_message == (
+        f"Dagster {dg.__version__} has no ExecutionStepSnap._replace, which runs that wait in the "
+        "queue need: runs wait for their batches themselves. To let the 1 run that is held in the "
+        "queue go, delete in Deployment → Concurrency the limits of their pools: "
+        f"waiting_for_claude_batch/{held.run_id[:8]}"
+    )

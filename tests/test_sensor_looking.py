@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from threading import Event
@@ -97,10 +97,15 @@ def _tick(instance: dg.DagsterInstance, claude: Claude) -> str:
     context = dg.build_sensor_context(instance=instance)
     hour = timedelta(hours=1)
     reason = tick(
-        Scene(context, claude, "claude_batch", "landing", hour, Cursor(), claude.now())
+        Scene(context, claude, "claude_batch", "landing", hour, _cursor(), claude.now())
     ).skip_reason
     assert isinstance(reason, dg.SkipReason)
     return str(reason.skip_message)
+
+
+def _cursor() -> Cursor:
+    """One of a sensor that has landed today."""
+    return Cursor(landed_at=datetime.now(UTC).timestamp())
 
 
 def _let_go(instance: dg.DagsterInstance) -> set[str]:

@@ -1,6 +1,7 @@
 """What a sensor remembers from tick to tick, and where."""
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 from uuid import uuid4
@@ -77,13 +78,15 @@ def test_a_held_run_that_was_deleted_between_two_ticks_is_noticed(
 ) -> None:
     claude = LocalClaudeBatchResource(path=str(tmp_path))
     sensor = build_claude_batch_sensor("remembers")
-    cursor, run_ids = None, [_hold(instance), _hold(instance)]
+    memory = Memory(instance, "dagster_claude_batch///remembers")
+    cursor = memory.keep(Cursor(landed_at=datetime.now(UTC).timestamp()))
+    run_ids = [_hold(instance), _hold(instance)]
     for _ in range(2):
         with dg.build_sensor_context(
             instance=instance, cursor=cursor, resources={"claude_batch": claude}
         ) as context:
             cursor = sensor.evaluate_tick(context).cursor
-            recalled = Memory(instance, "dagster_claude_batch///remembers").recall(cursor)
+            recalled = memory.recall(cursor)
         if instance.has_run(run_ids[0]):
             instance.delete_run(run_ids[0])
 

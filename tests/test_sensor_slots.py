@@ -1,6 +1,7 @@
 """Held runs of an asset in a pool of the user's: let go no faster than the pool has free slots."""
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import dagster as dg
@@ -88,7 +89,7 @@ class Pools:
             "claude_batch",
             "landing",
             held_run.OLD_AGE,
-            Cursor(),
+            Cursor(landed_at=datetime.now(UTC).timestamp()),
             self.claude.now(),
         )
         reason = tick(scene).skip_reason

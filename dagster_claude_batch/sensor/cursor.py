@@ -1,7 +1,8 @@
 """What one tick of the sensor tells the next."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, cast
 
 
 @dataclass
@@ -11,7 +12,8 @@ class Cursor:
     ``held`` are the held runs last seen unfinished, ``ended`` runs that ended with something out,
     and when that was noticed. ``unseen`` are batches that the API does not show although it shows
     others, and since when. ``land_at`` is when to ask for a landing run, ``landing`` the one
-    that was asked for, and ``landing_for`` the runs that it was told of. ``progress`` is how
+    that was asked for, and ``landing_for`` the runs that it was told of. ``landed_at`` is when one
+    was last asked for, or the first tick of all. ``progress`` is how
     many tenths of its batches had ended when that was last said of a held run.
     """
 
@@ -24,14 +26,21 @@ class Cursor:
     unseen: dict[str, float] = field(default_factory=dict[str, float])
     landing_for: list[str] = field(default_factory=list[str])
     progress: dict[str, int] = field(default_factory=dict[str, int])
+    landed_at: float | None = None
 
     @classmethod
     def load(cls, text: str | None) -> "Cursor":
-        """Read a cursor; one that cannot be read is started anew, for nothing depends on it."""
+        """Read a cursor, of any version; one that cannot be read is started anew.
+
+        Held runs that were deleted are then known to the ledger alone, which a landing run reads.
+        """
         try:
-            return cls(**json.loads(text or "{}"))
-        except (TypeError, ValueError):
+            written: Any = json.loads(text or "{}")
+        except ValueError:
             return cls()
+        known = {each.name for each in fields(cls)}
+        told = cast("dict[str, Any]", written) if isinstance(written, dict) else {}
+        return cls(**{name: value for name, value in told.items() if name in known})
 
     def dump(self) -> str:
         """Write the cursor."""

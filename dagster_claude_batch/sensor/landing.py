@@ -1,6 +1,7 @@
 """When the landing job runs: some time after the last run that waited for a batch has ended."""
 
 from datetime import timedelta
+from typing import Final
 
 import dagster as dg
 
@@ -8,6 +9,8 @@ from dagster_claude_batch import held_run
 from dagster_claude_batch.doubt import UNSEEN
 from dagster_claude_batch.landing_job import LEFT_TAG, op_name_of
 from dagster_claude_batch.sensor.scene import Scene
+
+DAY: Final = timedelta(days=1)
 
 
 def requests(scene: Scene) -> list[dg.RunRequest]:
@@ -20,7 +23,9 @@ def requests(scene: Scene) -> list[dg.RunRequest]:
         for run_id, since in scene.cursor.ended.items()
         if now - since > scene.grace.total_seconds()
     ]
-    if scene.cursor.land_at is None and held_run.watchers(scene.instance, scene.claude_resource):
+    if _is_daily_landing_due(scene, now):
+        scene.cursor.land_at = now
+    if scene.cursor.land_at is None and scene.ours.watchers(scene.instance):
         scene.cursor.land_at = now + UNSEEN.total_seconds()
     if not ripe and (scene.cursor.land_at is None or now < scene.cursor.land_at):
         return []
@@ -28,6 +33,7 @@ def requests(scene: Scene) -> list[dg.RunRequest]:
         run_id: since for run_id, since in scene.cursor.ended.items() if run_id not in ripe
     }
     scene.cursor.land_at = None
+    scene.cursor.landed_at = now
     scene.cursor.landing_for = ripe
     scene.cursor.landing = f"{scene.landing_job}:{now:.3f}"
     config = {"ended_runs": ripe}
@@ -37,6 +43,22 @@ def requests(scene: Scene) -> list[dg.RunRequest]:
             run_config={"ops": {op_name_of(scene.landing_job): {"config": config}}},
         )
     ]
+
+
+def _is_daily_landing_due(scene: Scene, now: float) -> bool:
+    """Whether it is time to look for what only the ledger knows of, where it may know of anything.
+
+    A cursor that was lost has forgotten held runs that were deleted.
+    """
+    last = scene.cursor.landed_at
+    if last is not None and now - last < DAY.total_seconds():
+        return False
+    states = [held_run.WAITING, held_run.RELEASED, held_run.IN_RUN, held_run.SETTLED]
+    tags = {**scene.ours.located(), held_run.STATE_TAG: states}
+    if scene.instance.get_runs(dg.RunsFilter(tags=tags), limit=1):
+        return True
+    scene.cursor.landed_at = now  # nothing has ever been held here
+    return False
 
 
 def _is_landing(scene: Scene) -> bool:

@@ -16,17 +16,21 @@ RETRIES_PER_TICK: Final = 20
 def bring_back(scene: Scene) -> None:
     """Make another run for each that died while it collected, or never began to.
 
-    One that fails by itself makes its successor itself. Where one after the other has failed,
-    none is made, and the landing job lands what they have left.
+    One that fails by itself makes its successor itself. Where one after the other has failed, or
+    one cannot be made, the landing job lands what they have left.
     """
-    tags = {**scene.tags(), held_run.STATE_TAG: held_run.RELEASED}
+    tags = {**scene.ours.tags(), held_run.STATE_TAG: held_run.RELEASED}
     failed = dg.RunsFilter(tags=tags, statuses=[dg.DagsterRunStatus.FAILURE])
     for run in scene.instance.get_runs(failed, limit=RETRIES_PER_TICK):
         if scene.is_late():
             return
-        held_id = holding.held_run_id(run.run_id)
-        if not scene.instance.has_run(held_id) and not _is_brought_back(scene, run):
-            continue
+        with scene.boundary(f"Run {run.run_id[:8]} was not brought back"):
+            _bring_back(scene, run)
+
+
+def _bring_back(scene: Scene, run: dg.DagsterRun) -> None:
+    held_id = holding.successor_id(scene.instance, run)
+    if scene.instance.has_run(held_id) or _is_brought_back(scene, run):
         said = f"again by run {held_id[:8]}"
         held_run.mark(scene.instance, run.run_id, held_run.SETTLED, said)
 
@@ -60,6 +64,8 @@ def notice_ended(scene: Scene, runs: Mapping[str, dg.DagsterRun]) -> None:
     """
     gone = {run_id for run_id in scene.cursor.held if run_id not in runs}
     found = scene.runs(gone)
+    # In the place of one that was narrowed there is another.
+    gone -= {run_id for run_id in gone - set(found) if _has_heir(scene, run_id)}
     at_work = {run_id for run_id, run in found.items() if not run.is_finished}
     deleted = gone.difference(found)
     is_landing = scene.cursor.landing is not None
@@ -71,12 +77,16 @@ def notice_ended(scene: Scene, runs: Mapping[str, dg.DagsterRun]) -> None:
         scene.cursor.ended.setdefault(run_id, now)
 
 
+def _has_heir(scene: Scene, run_id: str) -> bool:
+    return scene.instance.has_run(holding.held_run_id(run_id))
+
+
 def _ended_with_something_out(scene: Scene) -> list[str]:
     statuses = [dg.DagsterRunStatus.CANCELED, dg.DagsterRunStatus.FAILURE]
     states = [held_run.WAITING, held_run.RELEASED, held_run.IN_RUN]
     ended: list[str] = []
     for tag in (held_run.HELD_TAG, held_run.WAITER_TAG):
-        tags = {**scene.location_tags(), tag: scene.claude_resource, held_run.STATE_TAG: states}
+        tags = {**scene.ours.tags(tag), held_run.STATE_TAG: states}
         found = scene.instance.get_runs(dg.RunsFilter(tags=tags, statuses=statuses))
         ended += [run.run_id for run in found]
     return ended

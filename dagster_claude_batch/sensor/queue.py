@@ -8,7 +8,9 @@ import dagster as dg
 
 from dagster_claude_batch import held_run, holding
 from dagster_claude_batch.held_run import HeldRun
+from dagster_claude_batch.sensor.leaving_out import leave_out
 from dagster_claude_batch.sensor.looking import Look, may_go
+from dagster_claude_batch.sensor.reasons import why_go
 from dagster_claude_batch.sensor.room import going_for_room
 from dagster_claude_batch.sensor.scene import QUEUED, Held, Scene
 from dagster_claude_batch.sensor.slots import Slots
@@ -29,8 +31,12 @@ def held_runs(scene: Scene) -> tuple[dict[str, dg.DagsterRun], list[dg.DagsterRu
     """The held runs of this code location, and those of others."""
     tags = {held_run.HELD_TAG: scene.claude_resource}
     found = held_run.in_queue(scene.instance, tags, QUEUED)
-    mine = scene.location_tags().items()
-    runs = {run.run_id: run for run in found if mine <= run.tags.items()}
+    copies = [run for run in found if held_run.is_copy(run)]
+    for run in copies:
+        with scene.boundary(f"Run {run.run_id[:8]} keeps the lowest priority"):
+            held_run.take_for_ordinary(scene.instance, run)
+    found = [run for run in found if run not in copies]
+    runs = {run.run_id: run for run in found if scene.ours.include(run)}
     return runs, [run for run in found if run.run_id not in runs]
 
 
@@ -41,7 +47,8 @@ def enqueue_left_behind(scene: Scene, runs: Mapping[str, dg.DagsterRun]) -> None
     for run in created:
         maker = makers.get(held_run.read(run).maker_run_id)
         if (maker is not None and maker.is_finished) or _is_stuck(scene, run):
-            holding.enqueue(scene.instance, run)
+            with scene.boundary(f"Run {run.run_id[:8]} was not put into the queue"):
+                holding.enqueue(scene.instance, run)
 
 
 def _is_stuck(scene: Scene, run: dg.DagsterRun) -> bool:
@@ -53,11 +60,12 @@ def waiting_ones(scene: Scene, runs: Mapping[str, dg.DagsterRun]) -> list[Held]:
     """The held runs that have not been let go; those that have been, once more."""
     waiting: list[Held] = []
     for run in runs.values():
-        held = held_run.read(run)
-        if held.state == held_run.RELEASED:
-            held_run.forget_pool(scene.instance, held.pool)
-        elif run.status == dg.DagsterRunStatus.QUEUED:
-            waiting.append((held, run))
+        with scene.boundary(f"Run {run.run_id[:8]} was not let go"):
+            held = held_run.read(run)
+            if held.state == held_run.RELEASED:
+                held_run.forget_pool(scene.instance, held.pool)
+            elif run.status == dg.DagsterRunStatus.QUEUED:
+                waiting.append((held, run))
     return waiting
 
 
@@ -71,7 +79,7 @@ def release(
     """
     if not waiting:
         return set()
-    let_go = _let_go(scene, runs)
+    let_go = _going(scene, runs)
     due = [pair for pair in waiting if may_go(pair[0], look, scene.now)]
     ready = _with_makers(scene, [*due, *_going_for_room(scene, waiting, due, let_go)])
     slots = Slots(scene.instance, let_go)
@@ -79,21 +87,22 @@ def release(
     for held, run, maker in ready:
         if scene.is_late() or len(released) == RELEASES_PER_TICK:
             break
-        if slots.take(held.pools):
-            _release(scene, held, run, maker)
-            released.add(held.run_id)
-        elif not held.is_ready and not _is_for_room(held):
-            held_run.make_ready(scene.instance, held)
-            noted.add(held.run_id)
+        with scene.boundary(f"Run {run.run_id[:8]} was not let go"):
+            if slots.take(held.pools):
+                _let_go(scene, held, run, maker, why_go(held, look, scene.now))
+                released.add(held.run_id)
+            elif not held.is_ready and not _is_for_room(held):
+                held_run.make_ready(scene.instance, held)
+                noted.add(held.run_id)
     left = [held for held, _ in due if held.batch_ids and not held.is_ready]
     if any(held.run_id not in released | noted for held in left):
         scene.cursor.last_look = 0.0
     return released
 
 
-def _let_go(scene: Scene, runs: Mapping[str, dg.DagsterRun]) -> list[HeldRun]:
+def _going(scene: Scene, runs: Mapping[str, dg.DagsterRun]) -> list[HeldRun]:
     """The held runs that have been let go and are not over."""
-    tags = {**scene.tags(), held_run.STATE_TAG: held_run.RELEASED}
+    tags = {**scene.ours.tags(), held_run.STATE_TAG: held_run.RELEASED}
     at_work = scene.instance.get_runs(dg.RunsFilter(tags=tags, statuses=list(_AT_WORK)))
     queued = [held_run.read(run) for run in runs.values()]
     in_queue = [held for held in queued if held.state == held_run.RELEASED]
@@ -124,12 +133,21 @@ def _with_makers(
     ]
 
 
-def _release(scene: Scene, held: HeldRun, run: dg.DagsterRun, maker: dg.RunRecord | None) -> None:
+def _let_go(
+    scene: Scene,
+    held: HeldRun,
+    run: dg.DagsterRun,
+    maker: dg.RunRecord | None,
+    why: tuple[str, str],
+) -> None:
     if not held.waits and maker and maker.dagster_run.status == dg.DagsterRunStatus.CANCELED:
         # Who terminated the run while it was sending did not mean its successor to go on.
         scene.instance.report_run_canceled(run, message="The run before this was cancelled.")
+    elif maker is None:
+        held_run.release(scene.instance, run, *why)
     else:
-        held_run.release(scene.instance, run)
+        narrowed, left_out = leave_out(scene, run, maker.dagster_run)
+        held_run.release(scene.instance, narrowed, *why, *left_out)
 
 
 def _is_over(scene: Scene, held: HeldRun, maker: dg.RunRecord | None) -> bool:

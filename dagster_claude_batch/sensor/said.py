@@ -1,12 +1,12 @@
 """What a tick says: of its assets, and of itself in one sentence."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 from typing import Final
 
 import dagster as dg
 
-from dagster_claude_batch import held_run
+from dagster_claude_batch import dagster_internals, held_run
 from dagster_claude_batch.batch_asset import batch_asset_keys
 from dagster_claude_batch.dagster_internals import LOCATION_TAG, PARTITION_NAME_TAG
 from dagster_claude_batch.held_run import HeldRun
@@ -14,6 +14,8 @@ from dagster_claude_batch.sensor.looking import Look, next_look
 from dagster_claude_batch.sensor.scene import Held, Scene
 
 OBSERVATIONS_PER_TICK: Final = 100
+
+PROBLEMS_SHOWN: Final = 3
 
 
 def progress(scene: Scene, waiting: Sequence[Held], look: Look) -> list[dg.AssetObservation]:
@@ -47,13 +49,33 @@ def progress_of(held: HeldRun, run: dg.DagsterRun, ended: int) -> list[dg.AssetO
     ]
 
 
-def summary(scene: Scene, left: Sequence[HeldRun], released: set[str], problem: str | None) -> str:
+def summary(
+    scene: Scene, left: Sequence[HeldRun], released: set[str], problems: Sequence[str]
+) -> str:
     """What the sensor's page shows of a tick that asks for no run."""
-    parts = [problem] if problem else []
+    parts = list(problems[:PROBLEMS_SHOWN])
+    if len(problems) > PROBLEMS_SHOWN:
+        parts.append(f"And {len(problems) - PROBLEMS_SHOWN:,} more problems, in this tick's log.")
     if released:
         parts.append(f"Let {held_run.counted(len(released), 'run', 'runs')} go.")
     parts.append(describe(left, scene.now, next_look(scene, left)))
     return " ".join(parts)
+
+
+def of_no_held_runs(lacking: str, runs: Collection[dg.DagsterRun]) -> str:
+    """What it shows where Dagster cannot hold runs, and what to do about those that it holds."""
+    said = f"{dagster_internals.lacks(lacking)}: runs wait for their batches themselves."
+    if not runs:
+        return said
+    held = held_run.counted(len(runs), "run that is held", "runs that are held")
+    pools = ", ".join(sorted(held_run.read(run).pool for run in runs)[:_POOLS_SHOWN])
+    return (
+        f"{said} To let the {held} in the queue go, delete in Deployment → Concurrency the "
+        f"limits of their pools: {pools}{' …' if len(runs) > _POOLS_SHOWN else ''}"
+    )
+
+
+_POOLS_SHOWN: Final = 10
 
 
 def describe(waiting: Sequence[HeldRun], now: datetime, look_at: datetime) -> str:
@@ -113,4 +135,26 @@ def may_have_been_renamed(scene: Scene, elsewhere: Sequence[dg.DagsterRun]) -> s
     return (
         f" {waits} for assets that are defined here, launched in {', '.join(names)}: if this "
         "code location was renamed, cancel and materialize again; nothing is sent twice."
+    )
+
+
+def have_no_sensor(scene: Scene, others: Sequence[dg.DagsterRun]) -> str:
+    """Say which runs of this code location nobody lets go: their resource has no sensor any more.
+
+    It was removed, or the resource renamed, while they waited.
+    """
+    repository = scene.context.repository_def
+    if repository is None:
+        return ""
+    here = scene.ours.located().items()
+    looked_after = {each.tags.get(held_run.SENSOR_RESOURCE_TAG) for each in repository.sensor_defs}
+    tag = held_run.HELD_TAG
+    left = [run for run in others if here <= run.tags.items() and run.tags[tag] not in looked_after]
+    if not left:
+        return ""
+    names = ", ".join(sorted({repr(run.tags[tag]) for run in left}))
+    waits = held_run.counted(len(left), "run waits", "runs wait")
+    return (
+        f" {waits} for a sensor for the Claude resource {names}, which this code location has no "
+        "more: declare one, or cancel them and materialize again; nothing is sent twice."
     )

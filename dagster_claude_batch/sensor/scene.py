@@ -1,16 +1,17 @@
 """What a tick works on."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Final, TypeAlias
 
 import dagster as dg
 
-from dagster_claude_batch import held_run
-from dagster_claude_batch.dagster_internals import LOCATION_TAG
 from dagster_claude_batch.held_run import HeldRun
+from dagster_claude_batch.one_line import one_line
+from dagster_claude_batch.ours import Ours
 from dagster_claude_batch.resource import ClaudeBatchResource
 from dagster_claude_batch.sensor.cursor import Cursor
 from dagster_claude_batch.sensor.memory import Memory
@@ -34,7 +35,7 @@ class Scene:
     """One tick of one sensor: its resource, its instance, and when; ``now`` is the API's time.
 
     ``landing_job`` is the job that lands what nobody waits for, ``grace`` how long after the end
-    of the last run that did.
+    of the last run that did. ``problems`` are what went wrong in this tick.
     """
 
     context: dg.SensorEvaluationContext
@@ -46,6 +47,7 @@ class Scene:
     now: datetime
     began: float = field(default_factory=time.monotonic)
     memory: Memory | None = None
+    problems: list[str] = field(default_factory=list[str])
 
     @property
     def instance(self) -> dg.DagsterInstance:
@@ -69,18 +71,28 @@ class Scene:
         """Keep the cursor for the next tick; the part of it that this one carries."""
         return self.cursor.dump() if self.memory is None else self.memory.keep(self.cursor)
 
+    @contextmanager
+    def boundary(self, what: str) -> Generator[None]:
+        """Keep what fails for one run, or in one step, from all others; the tick says it.
+
+        ``what`` is what was not done.
+        """
+        try:
+            yield
+        except Exception as error:  # whatever Dagster, its storage or a run's tags give rise to
+            problem = f"{what} ({type(error).__name__}: {one_line(str(error))})."
+            self.problems.append(problem)
+            self.context.log.warning(problem, exc_info=error)
+
     def real_now(self) -> datetime:
         """Dagster's time, by which runs are dated."""
         return datetime.now(UTC)
 
-    def location_tags(self) -> dict[str, str]:
-        """What all runs of this code location carry."""
+    @property
+    def ours(self) -> Ours:
+        """Which runs this sensor looks after."""
         origin = self.context.code_location_origin
-        return {} if origin is None else {LOCATION_TAG: origin.location_name}
-
-    def tags(self) -> dict[str, str]:
-        """What all held runs of this sensor carry."""
-        return {**self.location_tags(), held_run.HELD_TAG: self.claude_resource}
+        return Ours(self.claude_resource, origin and origin.location_name)
 
     def runs(self, run_ids: Iterable[str]) -> dict[str, dg.DagsterRun]:
         """Those of these runs that exist, by id."""

@@ -97,7 +97,6 @@ class CheckExecution:
 
     run_id: str
     status: str
-    partition: str | None
     severity: str | None
     description: str | None
     metadata: Mapping[str, Any]
@@ -157,7 +156,6 @@ def as_check_execution(execution: Mapping[str, Any]) -> CheckExecution:
     return CheckExecution(
         run_id=execution["runId"],
         status=execution["status"],
-        partition=execution["partition"],
         severity=evaluation.get("severity"),
         description=evaluation.get("description"),
         metadata=_metadata(evaluation.get("metadataEntries", [])),

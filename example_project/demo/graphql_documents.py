@@ -177,7 +177,7 @@ CHECK_EXECUTIONS = (
     + """
 query ($assetKey: AssetKeyInput!, $checkName: String!, $limit: Int!) {
   assetCheckExecutions(assetKey: $assetKey, checkName: $checkName, limit: $limit) {
-    runId status timestamp partition
+    runId status timestamp
     evaluation { severity description metadataEntries { ...MetadataFields } }
   }
 }

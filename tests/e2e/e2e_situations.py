@@ -1,7 +1,7 @@
 """What Dagster shows of an asset in each situation, and the table that is made of it.
 
-Tests `record` what they have seen, and asserted, in the file that ``SITUATIONS`` names;
-``python -m e2e_situations FILE…``, in this directory, prints the table.
+Tests `record` what they have seen, and asserted, in the file that ``SITUATIONS`` names.
+``PYTHONPATH=.:e2e python -m e2e_situations FILE…``, in ``tests/``, prints the table.
 """
 
 import json
@@ -97,13 +97,27 @@ def table(noted: Iterable[Mapping[str, Any]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (heading, ("---",) * 4, *lines))
 
 
+def unseen(noted: Iterable[Mapping[str, Any]]) -> str:
+    """The rows of the table of which nothing was recorded, or not everywhere; one line for each."""
+    where: dict[str, set[str]] = {row: set() for row in ROWS}
+    for each in noted:
+        seen = where[each["situation"].partition(":")[0]]
+        seen.add(f"{each['dagster']} {each['storage']}")
+    everywhere = set[str]().union(*where.values())
+    return "\n".join(
+        f"Nothing was recorded of: {row}" + (f" ({', '.join(sorted(lacking))})" if seen else "")
+        for row, seen in where.items()
+        if (lacking := everywhere - seen) or not seen
+    )
+
+
 def _place(key: tuple[str, str, str]) -> tuple[int, tuple[str, str, str]]:
     return ROWS.index(key[0].partition(":")[0]), key
 
 
 def main(files: Sequence[str]) -> None:
     noted = [json.loads(line) for file in files for line in Path(file).read_text().splitlines()]
-    sys.stdout.write(f"{table(noted)}\n")
+    sys.stdout.write(f"{table(noted)}\n\n{unseen(noted)}\n")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ A test that fails here after an upgrade of Dagster says which part of the wait h
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,18 @@ import pytest
 from dagster._core.definitions.run_request import InstigatorType
 from dagster._core.errors import DagsterRunAlreadyExists
 from dagster._core.events import DagsterEvent
+from dagster._core.execution.backfill import BulkActionStatus, PartitionBackfill
+from dagster._core.execution.plan.resume_retry import ReexecutionStrategy
 from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteRepositoryOrigin
 from dagster._core.scheduler.instigation import InstigatorState, InstigatorStatus
 from dagster._core.snap import ExecutionPlanSnapshot
 from dagster._core.storage import tags
+from dagster._core.test_utils import in_process_test_workspace
+from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from dagster._daemon.run_coordinator import QueuedRunCoordinatorDaemon
+from dagster._grpc.impl import get_external_sensor_execution
 
-from dagster_claude_batch import dagster_internals, held_run, holding
+from dagster_claude_batch import claude_batch_sensor, dagster_internals, held_run, holding
 
 Queue = Mapping[str, object]
 
@@ -176,11 +182,11 @@ class Without:
 
     def __getattr__(self, name: str) -> Any:
         if name == self.gone:
-            raise AttributeError(name)
+            raise AttributeError(name, name=name, obj=self)
         return getattr(self.whole, name)
 
 
-@pytest.mark.parametrize("gone", ["create_run", "get_historical_job", "report_dagster_event"])
+@pytest.mark.parametrize("gone", ["create_run", "get_instigator_state", "report_run_canceled"])
 def test_where_a_name_is_gone_runs_wait_by_themselves_and_say_so(
     instance: Instance, gone: str
 ) -> None:
@@ -192,6 +198,41 @@ def test_where_a_name_is_gone_runs_wait_by_themselves_and_say_so(
         f"Dagster {dg.__version__} has no DagsterInstance.{gone}, "
         "which runs that wait in the queue need"
     )
+
+
+def test_so_do_they_where_the_storage_lists_no_pools(instance: Instance) -> None:
+    moved: Any = Without(instance.dagster, "nothing")
+    moved.__dict__["event_log_storage"] = Without(
+        instance.dagster.event_log_storage, "get_pool_limits"
+    )
+
+    assert "no EventLogStorage.get_pool_limits, " in str(holding.why_not(moved, instance.maker))
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "gone"),
+    [
+        ("dagster._core.snap.execution_plan_snapshot", "ExecutionPlanSnapshot", "_replace"),
+        ("dagster._core.snap.execution_plan_snapshot", "ExecutionStepSnap", "_replace"),
+        ("dagster._core.snap.execution_plan_snapshot", "ExecutionStepSnap", "pool"),
+        ("dagster._core.storage.dagster_run", "DagsterRun", "run_op_concurrency"),
+    ],
+)
+def test_so_do_they_where_a_plan_or_a_run_is_made_otherwise(
+    instance: Instance, monkeypatch: pytest.MonkeyPatch, module: str, name: str, gone: str
+) -> None:
+    whole = getattr(import_module(module), name)
+    monkeypatch.setattr(f"{module}.{name}", Without(whole, gone))
+
+    assert f" has no {name}.{gone}, " in str(holding.why_not(instance.dagster, instance.maker))
+
+
+def test_so_do_they_where_the_queue_is_configured_in_another_way(instance: Instance) -> None:
+    config = instance.dagster.get_concurrency_config()
+    moved: Any = Without(instance.dagster, "nothing")
+    moved.__dict__["get_concurrency_config"] = lambda: Without(config, "run_queue_config")
+
+    assert " has no run_queue_config, " in str(holding.why_not(moved, instance.maker))
 
 
 def test_a_create_run_that_takes_other_parameters_is_not_called(instance: Instance) -> None:
@@ -251,6 +292,85 @@ def test_two_runs_with_one_id_cannot_be_created(instance: Instance) -> None:
 
 def test_the_asset_graph_of_a_repository_knows_what_is_downstream() -> None:
     assert REPOSITORY.asset_graph.get(dg.AssetKey("ratings")).child_keys == {dg.AssetKey("report")}
+
+
+def test_the_asset_graph_of_a_runs_job_knows_what_is_downstream_and_what_the_run_executes() -> None:
+    found: dict[str, Any] = {}
+
+    @dg.asset
+    def first(context: dg.AssetExecutionContext) -> None:
+        graph = context.job_def.asset_layer.asset_graph
+        found["downstream"] = graph.get(dg.AssetKey("first")).child_keys
+        found["executed"] = set(graph.executable_asset_keys)
+
+    @dg.asset(deps=[first])
+    def second() -> None: ...
+
+    @dg.asset(deps=[first])
+    def third() -> None: ...
+
+    dg.materialize([first, second, third], selection=[first, second])
+
+    assert found["downstream"] >= {dg.AssetKey("second")}
+    assert found["executed"] == {dg.AssetKey("first"), dg.AssetKey("second")}
+
+
+def test_a_deleted_run_is_gone_and_its_id_is_free_again(instance: Instance) -> None:
+    run_id = instance.create()
+
+    instance.dagster.delete_run(run_id)
+
+    assert instance.dagster.get_run_by_id(run_id) is None
+    assert not instance.dagster.has_run(run_id)
+    job = REPOSITORY.get_implicit_global_asset_job_def()
+    assert instance.dagster.create_run_for_job(job, run_id=run_id).run_id == run_id
+
+
+def test_the_log_of_a_run_can_be_asked_for_its_materializations_alone(instance: Instance) -> None:
+    result = dg.materialize([reviews], instance=instance.dagster)
+
+    logged = instance.dagster.all_logs(
+        result.run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION
+    )
+
+    made = [entry.asset_materialization for entry in logged]
+    assert [each and each.asset_key for each in made] == [dg.AssetKey("reviews")]
+
+
+@pytest.mark.parametrize("state", ["open", "ended"])
+def test_who_re_executes_a_run_gets_its_tags_but_those_of_a_backfill_that_has_ended(
+    instance: Instance, state: str
+) -> None:
+    ours = {held_run.HELD_TAG: "claude_batch", held_run.attached_tag(dg.AssetKey("x")): "maker"}
+    tags = {**ours, "team": "data", "dagster/backfill": "abcdefgh"}
+    parent = instance.run(instance.create(tags=tags))
+    if state == "open":
+        instance.dagster.add_backfill(
+            PartitionBackfill(
+                "abcdefgh",
+                status=BulkActionStatus.REQUESTED,
+                from_failure=False,
+                tags={},
+                backfill_timestamp=0.0,
+            )
+        )
+    target = LoadableTargetOrigin(python_file=__file__, attribute="REPOSITORY")
+    with in_process_test_workspace(instance.dagster, target) as workspace:
+        (location,) = workspace.code_locations
+        (repository,) = location.get_repositories().values()
+        again = instance.dagster.create_reexecuted_run(
+            request_context=workspace,
+            parent_run=parent,
+            code_location=location,
+            remote_job=repository.get_full_job(parent.job_name),
+            strategy=ReexecutionStrategy.ALL_STEPS,
+            use_parent_run_tags=True,
+        )
+
+    expected = {**ours, "team": "data", dagster_internals.PARENT_RUN_ID_TAG: parent.run_id}
+    assert expected.items() <= again.tags.items()
+    assert (dagster_internals.BACKFILL_TAG in again.tags) is (state == "open")
+    assert dagster_internals.RETRY_NUMBER_TAG not in again.tags
 
 
 # The queue and its pools
@@ -437,13 +557,13 @@ def test_tags_can_be_added_to_a_queued_run_and_replace_those_of_the_same_name(
     assert (found["team"], found["dagster/priority"]) == ("data", "3")
 
 
-def test_the_origin_of_a_run_names_the_code_location_that_dagster_tags_it_with(
+def test_the_origin_of_a_run_names_the_code_location_as_dagster_does_where_it_tags_runs_with_it(
     instance: Instance,
 ) -> None:
-    tag = {dagster_internals.LOCATION_TAG: "here"}
+    tag = dagster_internals.LOCATION_TAG
 
-    assert dagster_internals.location_tags(instance.maker) == tag
-    assert tag.items() <= instance.maker.tags.items()
+    assert dagster_internals.location_tags(instance.maker) == {tag: "here"}
+    assert instance.maker.tags.get(tag, "here") == "here"
 
 
 def test_one_run_after_the_other_tries_again_up_to_a_limit(instance: Instance) -> None:
@@ -464,7 +584,7 @@ def test_one_run_after_the_other_tries_again_up_to_a_limit(instance: Instance) -
         fruitless.append(held_run.read(run).fruitless)
 
     assert fruitless == [1, 2, 3, 4, 5]
-    with pytest.raises(RuntimeError, match="6 runs in a row have ended without having sent"):
+    with pytest.raises(RuntimeError, match="6 runs in a row have ended without having collected"):
         make()
 
 
@@ -480,6 +600,47 @@ def test_queued_runs_are_found_by_hidden_tags_newest_first(instance: Instance) -
     )
 
     assert [run.run_id for run in found] == [newer, older]
+
+
+def test_a_queued_run_can_be_reported_as_cancelled_with_a_reason(instance: Instance) -> None:
+    run_id = instance.enqueue()
+
+    instance.dagster.report_run_canceled(instance.run(run_id), message="not wanted any more")
+
+    assert instance.run(run_id).status == dg.DagsterRunStatus.CANCELED
+    (said,) = instance.dagster.all_logs(run_id, of_type=dg.DagsterEventType.RUN_CANCELED)
+    assert said.get_dagster_event().message == "not wanted any more"
+
+
+def test_a_repository_knows_its_sensors_and_their_tags() -> None:
+    repository = dg.Definitions(sensors=[claude_batch_sensor]).get_repository_def()
+
+    assert [sensor.tags for sensor in repository.sensor_defs] == [
+        {held_run.SENSOR_RESOURCE_TAG: "claude_batch"}
+    ]
+
+
+def test_a_sensor_is_told_its_code_location_and_its_repository(instance: Instance) -> None:
+    @dg.sensor(name="asking", job_name="__ASSET_JOB")
+    def asking(context: dg.SensorEvaluationContext) -> dg.SkipReason:
+        assert context.code_location_origin is not None
+        assert context.repository_def is not None
+        sensors = [sensor.name for sensor in context.repository_def.sensor_defs]
+        return dg.SkipReason(f"{context.code_location_origin.location_name}: {sensors}")
+
+    told = get_external_sensor_execution(
+        dg.Definitions(assets=[reviews], sensors=[asking]).get_repository_def(),
+        RegisteredCodeLocationOrigin("here"),
+        instance.dagster.get_ref(),
+        "asking",
+        None,
+        None,
+        None,
+        None,
+        None,
+    )
+
+    assert getattr(told, "skip_message", told) == "here: ['asking']"
 
 
 def test_a_created_run_has_a_record_of_when_that_was(instance: Instance) -> None:

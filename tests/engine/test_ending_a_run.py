@@ -148,3 +148,61 @@ def test_where_nothing_was_materialized_nothing_is_said_of_downstream(
 
     (failure,) = result.filter_events(lambda event: event.is_step_failure)
     assert "Downstream" not in str(failure.step_failure_data.error)
+
+
+IN_A_BACKFILL = {**RANGE, "dagster/backfill": "abcdefgh"}
+
+
+@pytest.fixture
+def never_ending(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Dagster whose backfills wait for ever for what their runs have left out."""
+    name = "dagster._core.execution.asset_backfill._backfill_is_stalled"
+    monkeypatch.delattr(name, raising=False)
+
+
+@pytest.mark.usefixtures("never_ending")
+def test_where_a_backfill_would_never_end_all_partitions_of_its_run_fail_and_it_is_said(
+    project: Make, instance: dg.DagsterInstance
+) -> None:
+    made = _made(project, instance, bert="doomed")
+
+    result = _materialize(made, instance, tags=IN_A_BACKFILL)
+
+    (failure,) = result.filter_events(lambda event: event.is_step_failure)
+    message = str(failure.step_failure_data.error)
+    assert _materialized(result, instance) == []
+    assert made.answers("_partition") == ["anna", "carl"]
+    assert "Answered too, but not materialized: anna, carl. A backfill of Dagster " in message
+    assert "Launch these without those that failed: nothing is sent for them." in message
+    assert "Downstream" not in message
+
+    again = _materialize(made, instance, partition_key="anna")
+
+    assert again.success
+    assert len(made.claude.simulator.batches()) == 1
+
+
+@pytest.mark.usefixtures("never_ending")
+def test_where_nothing_is_backfilled_the_good_partitions_are_materialized_all_the_same(
+    project: Make, instance: dg.DagsterInstance
+) -> None:
+    made = _made(project, instance, bert="doomed")
+
+    assert _materialized(_materialize(made, instance, tags=RANGE), instance) == ["anna", "carl"]
+
+
+@pytest.mark.usefixtures("never_ending")
+def test_where_a_backfill_would_never_end_a_run_fails_that_leaves_out_what_is_downstream(
+    project: Make, instance: dg.DagsterInstance
+) -> None:
+    made = _made(project, instance)
+    deleting.append(lambda: instance.delete_dynamic_partition("corpora", "anna"))
+
+    result = _materialize(made, instance, tags=IN_A_BACKFILL)
+
+    assert not result.success
+    assert _materialized(result, instance) == KEYS
+    (failure,) = result.filter_events(lambda event: event.is_step_failure)
+    message = str(failure.step_failure_data.error)
+    assert "no partitions of the asset any more: 'anna'. What was answered is in main." in message
+    assert "not run for any partition: read, summary. Materialize that for " in message

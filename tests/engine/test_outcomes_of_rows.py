@@ -174,20 +174,26 @@ def _custom_ids_of(project: Project, row: str) -> set[str]:
     }
 
 
-def test_the_usage_of_a_row_that_changed_and_then_failed_is_summed_too(tweets: Project) -> None:
-    tweets.materialize()
-    tweets.change("t4", "Changed")
-    tweets.script.replies_with("t4", "no JSON")
+def test_the_usage_of_a_row_that_changed_and_then_failed_is_summed_too(project: Make) -> None:
+    made = project(max_wait_hours=10)
+    made.load([("tweets", "t1", "First")])
+    made.materialize()
+    made.change("t1", "Changed")
+    made.script.replies_with("t1", "no JSON")
+    run = made.start()
+    made.end_batches()
+    run.advance()
 
-    tweets.materialize()
+    made.claude.simulator.advance(timedelta(hours=11))
+    made.end_batches()
 
-    ((batches, *usage),) = tweets.sql(
+    assert run.advance() is None
+    (usage,) = made.sql(
         "SELECT count(*), sum(_input_tokens), sum(_output_tokens), sum(_cost_usd) "
-        "FROM claude_batch.requests_1 JOIN claude_batch.chunks ON chunk_id = _chunk_id "
-        "WHERE id = 't4' AND _outcome = 'invalid_output'"
+        "FROM claude_batch.requests_1 WHERE _outcome = 'invalid_output'"
     )
-    assert batches == 3
-    assert tweets.failures("_attempts, _input_tokens, _output_tokens, _cost_usd") == [(3, *usage)]
+    assert usage[0] == 2
+    assert made.failures("_attempts, _input_tokens, _output_tokens, _cost_usd") == [usage]
 
 
 def test_the_ledger_knows_the_cost_of_all_attempts(tweets: Project) -> None:
