@@ -84,7 +84,7 @@ def test_trouble_with_some_assets_keeps_nobody_elses_answers(
         each.load([("tweets", f"t{n}", "x") for n in range(3)])
         each.start(run_id=runs[name])
         each.end_batches()
-    projects["anger"].sql("ALTER TABLE main.anger RENAME TO elsewhere")
+    projects["anger"].sql("ALTER TABLE claude_batch.chunks RENAME TO elsewhere")
     projects["trust"].path.rename(tmp_path / "elsewhere")
 
     success, logged, left = _land(tmp_path, instance, list(runs.values()))
@@ -97,7 +97,7 @@ def test_trouble_with_some_assets_keeps_nobody_elses_answers(
     assert "Asset 'trust'" in logged
     assert "Asset 'joy'" not in logged
 
-    projects["anger"].sql("ALTER TABLE main.elsewhere RENAME TO anger")
+    projects["anger"].sql("ALTER TABLE claude_batch.elsewhere RENAME TO chunks")
     (tmp_path / "elsewhere").rename(projects["trust"].path)
     success, _, left = _land(tmp_path, instance, list(runs.values()))
 

@@ -133,7 +133,8 @@ class Runs:
         """What a run does, as `waiting.Run`: attach, advance, and leave a held run."""
         engine = self.world.engine(run_id, runner.pause, retry_of=retry_of)
         additions = self.world.additions
-        launched = self.launched.setdefault(_launch_of(run_id), additions)
+        before = self.launched.get(_launch_of(retry_of), additions) if retry_of else additions
+        launched = self.launched.setdefault(_launch_of(run_id), before)
         materializations = engine.attach(partitions, config, is_given_up=self._was_given_up)
         self._note_begun(run_id, materializations, additions)
         held = Held(_next_id(run_id), partitions, config, maker=runner)
