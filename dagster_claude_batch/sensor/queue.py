@@ -104,9 +104,12 @@ def _going(scene: Scene, runs: Mapping[str, dg.DagsterRun]) -> list[HeldRun]:
     """The held runs that have been let go and are not over."""
     tags = {**scene.ours.tags(), held_run.STATE_TAG: held_run.RELEASED}
     at_work = scene.instance.get_runs(dg.RunsFilter(tags=tags, statuses=list(_AT_WORK)))
-    queued = [held_run.read(run) for run in runs.values()]
-    in_queue = [held for held in queued if held.state == held_run.RELEASED]
-    return in_queue + [held_run.read(run) for run in at_work]
+    queued = [run for run in runs.values() if tags.items() <= run.tags.items()]
+    going: list[HeldRun] = []
+    for run in (*queued, *at_work):
+        with scene.boundary(f"What run {run.run_id[:8]} takes up was not counted"):
+            going.append(held_run.read(run))
+    return going
 
 
 def _going_for_room(
