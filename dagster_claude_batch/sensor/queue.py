@@ -87,13 +87,13 @@ def release(
     for held, run, maker in ready:
         if scene.is_late() or len(released) == RELEASES_PER_TICK:
             break
-        if slots.take(held.pools):
-            with scene.boundary(f"Run {run.run_id[:8]} was not let go"):
+        with scene.boundary(f"Run {run.run_id[:8]} was not let go"):
+            if slots.take(held.pools):
                 _let_go(scene, held, run, maker, why_go(held, look, scene.now))
                 released.add(held.run_id)
-        elif not held.is_ready and not _is_for_room(held):
-            held_run.make_ready(scene.instance, held)
-            noted.add(held.run_id)
+            elif not held.is_ready and not _is_for_room(held):
+                held_run.make_ready(scene.instance, held)
+                noted.add(held.run_id)
     left = [held for held, _ in due if held.batch_ids and not held.is_ready]
     if any(held.run_id not in released | noted for held in left):
         scene.cursor.last_look = 0.0
@@ -104,9 +104,8 @@ def _unfinished(scene: Scene, runs: Mapping[str, dg.DagsterRun]) -> list[HeldRun
     """The held runs that have been let go and are not over."""
     tags = {**scene.ours.tags(), held_run.STATE_TAG: held_run.RELEASED}
     at_work = scene.instance.get_runs(dg.RunsFilter(tags=tags, statuses=list(_AT_WORK)))
-    queued = [held_run.read(run) for run in runs.values()]
-    in_queue = [held for held in queued if held.state == held_run.RELEASED]
-    return in_queue + [held_run.read(run) for run in at_work]
+    in_queue = [run for run in runs.values() if tags.items() <= run.tags.items()]
+    return [held_run.read(run) for run in (*in_queue, *at_work)]
 
 
 def _going_for_room(

@@ -11,7 +11,7 @@ def why_go(held: HeldRun, look: Look, now: datetime) -> tuple[str, str]:
     if not held.waits:
         return "goes on", "The run before this one has ended; this one goes on with what it left."
     if held.is_ready:
-        return "results ready", "The batches have ended, and a pool has room for this run."
+        return "a slot is free", "This run has something to do, and its pool has a free slot."
     if not look.unseen.isdisjoint(held.batch_ids):
         return "looks for batches", "The API does not show a batch of this run, which looks for it."
     if any(wait.not_before is not None and now >= wait.not_before for wait in held.waits):
