@@ -42,18 +42,26 @@ def materialize(
         return
     run.attach(asked)
     if run.is_done(asked):
-        reports = run.reports(run.materializations)
-        limits = [
-            each.config.limit for each in run.materializations if each.config.limit is not None
-        ]
-        if limits:
-            described = trial.describe_limited(run.key, asset.declaration, reports, max(limits))
-            for observation in described:
-                context.log_event(observation)
-            return
-        yield from finishing.finish(
-            context, run.key, asset.declaration, reports, deleted=run.deleted_partitions
-        )
+        try:
+            yield from _finish(run)
+        finally:
+            # Not before: on SQLite, Dagster numbers what comes next as the events that go with a
+            # deleted run, and a backfill, which remembers the last number, would not see it.
+            run.successor.undo()
+
+
+def _finish(run: "Run") -> Iterator[Any]:
+    """Say how the partitions ended, to whom they are materialized for; or how a trial went."""
+    context, declaration = run.context, run.asset.declaration
+    reports = run.reports(run.materializations)
+    limits = [each.config.limit for each in run.materializations if each.config.limit is not None]
+    if limits:
+        for observation in trial.describe_limited(run.key, declaration, reports, max(limits)):
+            context.log_event(observation)
+        return
+    yield from finishing.finish(
+        context, run.key, declaration, reports, deleted=run.deleted_partitions
+    )
 
 
 @dataclass
@@ -180,6 +188,7 @@ class Run:
         if is_done:
             self.successor.settle("results collected")
             if self.engine.is_cancelled(self.materializations):
+                self.successor.undo()
                 raise MaterializationCancelledError(self.asset.declaration.asset)
         return is_done
 
@@ -195,14 +204,13 @@ class Run:
             self.engine.before_sending = self._announce_waiting_here
             self.context.log.info(f"This run waits for its batches itself: {reason}.")
         waiting = self._work(config)
-        if waiting is None:
-            self.successor.undo()
-        elif reason is None:
+        if waiting is not None and reason is None:
             self.successor.leave(waiting, self.partitions)
-        else:
+            return False
+        if waiting is not None:
             self._announce_waiting_here()
             self._wait_here(waiting, config)
-        return waiting is None or reason is not None
+        return True
 
     def _work(self, config: MaterializationConfig) -> Waiting | None:
         """Advance, also with what has come since that was planned which the run has joined."""
