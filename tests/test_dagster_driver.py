@@ -8,6 +8,8 @@ import psutil
 import pytest
 from dagster_driver import DagsterDriver, DagsterRefusedError
 
+pytestmark = pytest.mark.exhaustive  # whatever is wrong with it, the tests that it drives fail too
+
 LETTERS = """
 import dagster as dg
 
