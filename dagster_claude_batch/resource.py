@@ -250,7 +250,9 @@ class ClaudeBatchResource(dg.ConfigurableResource[Any]):
             with _reading():
                 answer = self.client.models.with_raw_response.retrieve(model)
                 found = answer.parse()
-                return found if found.id else None, _time_of(answer.headers)
+                if not isinstance(found.id, str):  # pyright: ignore[reportUnnecessaryIsInstance]  # the SDK takes what it gets
+                    raise UnreadableAnswerError("no model")
+                return found, _time_of(answer.headers)
         except anthropic.NotFoundError as error:
             return None, _time_of(error.response.headers)
 

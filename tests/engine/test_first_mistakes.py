@@ -34,8 +34,9 @@ def test_missing_credentials_are_an_error_that_says_where_to_put_them(
     assert tweets.wire.posts() == 0
 
 
-def test_a_page_of_a_proxy_instead_of_the_model_stops_nothing(tweets: Project) -> None:
-    page = httpx2.Response(200, text="<html>Sign in</html>")
+@pytest.mark.parametrize("text", ["<html>Sign in</html>", "{}", "null", '{"id": 5}'])
+def test_a_page_of_a_proxy_instead_of_the_model_stops_nothing(tweets: Project, text: str) -> None:
+    page = httpx2.Response(200, text=text, headers={"content-type": "application/json"})
     tweets.wire.faults.append((MODEL, lambda _: page))
 
     assert len(tweets.materialize().rows) == 10
