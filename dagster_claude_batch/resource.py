@@ -323,8 +323,12 @@ def _look_at_each(batches: Batches, batch_ids: Sequence[str]) -> Iterator[tuple[
 
 def _pages(batches: Batches, limit: int) -> Iterator[MessageBatch]:
     with _reading():
-        for batch in batches.list(limit=limit):
-            yield _checked(batch)
+        for page in batches.list(limit=limit).iter_pages():
+            # Without this, an answer that is no page would show that there is no batch.
+            if type(page.data) is not list or type(page.has_more) is not bool:
+                raise UnreadableAnswerError("no page of batches")
+            for batch in page.data:
+                yield _checked(batch)
 
 
 def _time_of(headers: Mapping[str, str]) -> datetime | None:

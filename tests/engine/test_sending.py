@@ -394,3 +394,19 @@ def test_whose_call_nobody_saw_to_end_is_looked_for_as_long_as_a_call_can_take(
     tweets.materialize()
 
     assert tweets.wire.posts() == 1
+
+
+@pytest.mark.parametrize("answer", ["{}", '{"data": null}', '{"data": []}', "[]", "null"])
+def test_what_is_no_page_of_batches_does_not_show_that_there_is_none(
+    tweets: Project, answer: str
+) -> None:
+    tweets.wire.lose_answer(CREATE)
+    run = tweets.start()
+    tweets.claude.simulator.advance(LONG_ENOUGH)
+    page = httpx2.Response(200, text=answer, headers={"content-type": "application/json"})
+    tweets.wire.faults.append(("GET /v1/messages/batches", lambda _: page))
+
+    run.advance()
+
+    assert tweets.wire.posts() == 1
+    assert tweets.chunk_states() == {"sending": 1}
