@@ -60,10 +60,7 @@ class Claude(LocalClaudeBatchResource):
     def send(self, count: int) -> list[str]:
         """Create so many batches; their ids."""
         create = self.client.messages.batches.create
-        return [
-            create(requests=[{"custom_id": "a", "params": PARAMS}]).id  # type: ignore[list-item]
-            for _ in range(count)
-        ]
+        return [create(requests=[{"custom_id": "a", "params": PARAMS}]).id for _ in range(count)]
 
 
 @pytest.fixture
