@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 
 import duckdb
 
-from dagster_claude_batch import ledger
+from dagster_claude_batch import launches, ledger
 from dagster_claude_batch.adoption import adopt_chunks
 from dagster_claude_batch.chunks import OUT
 from dagster_claude_batch.collecting import Collector
@@ -16,9 +16,10 @@ from dagster_claude_batch.errors import (
     ClaudeBatchError,
     CredentialsRefusedError,
 )
+from dagster_claude_batch.joining import Asking
 from dagster_claude_batch.ledger import Materialization, MaterializationConfig
 from dagster_claude_batch.outstanding import chunks_of
-from dagster_claude_batch.planning import attach, catch_up, plan_retries
+from dagster_claude_batch.planning import plan_retries
 from dagster_claude_batch.preflight import check_for_rehearsal
 from dagster_claude_batch.reconciling import Reconciler
 from dagster_claude_batch.rehearsal import Rehearsal, rehearse
@@ -62,20 +63,8 @@ class Engine(Workbench):
         *,
         is_given_up: Callable[[Sequence[str]], bool] = lambda _: False,
     ) -> list[Materialization]:
-        """Find or begin what this run works on. See `planning.attach`."""
-        now = self.claude.now()
-        slices = self.slices_of(partitions)
-        attached = self.warehouse.transact(
-            lambda connection: attach(
-                connection,
-                self.declaration,
-                self.run,
-                slices,
-                config,
-                now=now,
-                is_given_up=is_given_up,
-            )
-        )
+        """Find or begin what this run works on. See `Asking.attach`."""
+        attached = self.warehouse.transact(self._asking(partitions, config, is_given_up).attach)
         self.warehouse = self.warehouse.with_ledger()
         return attached
 
@@ -86,23 +75,20 @@ class Engine(Workbench):
         *,
         is_given_up: Callable[[Sequence[str]], bool] = lambda _: False,
     ) -> list[Materialization]:
-        """Find what is left to do for the run when all is done. See `planning.catch_up`."""
-        now = self.claude.now()
-        slices = self.slices_of(partitions)
-        found = self.warehouse.transact(
-            lambda connection: catch_up(
-                connection,
-                self.declaration,
-                self.run,
-                slices,
-                config,
-                now=now,
-                is_given_up=is_given_up,
-            )
-        )
+        """Find what is left to do for the run when all is done. See `Asking.catch_up`."""
+        found = self.warehouse.transact(self._asking(partitions, config, is_given_up).catch_up)
         if found:
             self.log.info("What this run had joined is done; asking what has come since.")
         return found
+
+    def _asking(
+        self,
+        partitions: Sequence[str | None],
+        config: MaterializationConfig,
+        is_given_up: Callable[[Sequence[str]], bool],
+    ) -> Asking:
+        now, slices = self.claude.now(), self.slices_of(partitions)
+        return Asking(self.declaration, self.run, slices, config, now, is_given_up)
 
     def rehearse(
         self, partitions: Sequence[str | None], config: MaterializationConfig
@@ -127,7 +113,7 @@ class Engine(Workbench):
         """Note that another run is going to work on these, in the place of this one."""
         now, asset = self.claude.now(), self.declaration.asset
         self.warehouse.transact(
-            lambda connection: ledger.attach_run(
+            lambda connection: launches.attach(
                 connection, asset, run_id, materializations, now, like=self.run.run_id
             )
         )
@@ -139,7 +125,7 @@ class Engine(Workbench):
             if not ledger.is_ledger(connection):
                 return []
             asset, run_id = self.declaration.asset, self.run.run_id
-            return ledger.materializations_of_run(connection, asset, run_id)
+            return launches.materializations_of(connection, asset, run_id)
 
         known = self.warehouse.transact(work)
         return [partition for each in known for partition in each.partitions]
@@ -221,7 +207,7 @@ class Engine(Workbench):
     def runs_of(self, materialization: Materialization) -> list[str]:
         """Ids of the runs that have worked on a materialization, or are going to."""
         return self.warehouse.transact(
-            lambda connection: ledger.runs_of(connection, materialization.materialization_id)
+            lambda connection: launches.runs_of(connection, materialization.materialization_id)
         )
 
     def is_watching(self) -> bool:
@@ -279,7 +265,7 @@ class Engine(Workbench):
     def _unlanded(self, connection: Connection) -> list[tuple[Materialization, list[str]]]:
         """Materializations that have something out, and the runs that work on them."""
         found = ledger.unlanded_materializations(connection, self.declaration.asset)
-        return [(each, ledger.runs_of(connection, each.materialization_id)) for each in found]
+        return [(each, launches.runs_of(connection, each.materialization_id)) for each in found]
 
     def cancel(self, materialization: Materialization) -> None:
         """Send nothing more on its behalf, and ask for the end of what is out."""

@@ -16,7 +16,7 @@ from dagster_claude_batch import partitions
 from dagster_claude_batch.advance import Engine
 from dagster_claude_batch.declaration import Declaration
 from dagster_claude_batch.duckdb_errors import without_credentials
-from dagster_claude_batch.planning import RunIdentity
+from dagster_claude_batch.launches import RunIdentity
 from dagster_claude_batch.resource import ClaudeBatchResource
 from dagster_claude_batch.warehouse import Connection, Warehouse
 

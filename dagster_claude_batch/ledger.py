@@ -2,7 +2,7 @@
 
 import json
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final, Literal, TypeAlias
@@ -283,29 +283,22 @@ def _materialization(values: tuple[Any, ...]) -> Materialization:
     )
 
 
-def materializations_of_run(
-    connection: Connection, asset: str, run_id: str
+def materializations(
+    connection: Connection, asset: str, where: str, parameters: Mapping[str, Any] | None = None
 ) -> list[Materialization]:
-    """What a run works on, oldest first; empty for a run that the ledger has not seen."""
+    """Those of an asset's materializations of which a condition holds, oldest first."""
     found = rows(
         connection,
         f"SELECT {_MATERIALIZATION} FROM claude_batch.materializations "
-        "WHERE asset = $asset AND materialization_id IN (SELECT materialization_id "
-        "FROM claude_batch.runs WHERE run_id = $run_id AND asset = $asset) ORDER BY started_at",
-        {"asset": asset, "run_id": run_id},
+        f"WHERE asset = $asset AND {where} ORDER BY started_at",
+        {"asset": asset, **(parameters or {})},
     )
     return [_materialization(values) for values in found]
 
 
 def open_materializations(connection: Connection, asset: str) -> list[Materialization]:
     """All materializations of an asset that are not at their end, oldest first."""
-    found = rows(
-        connection,
-        f"SELECT {_MATERIALIZATION} FROM claude_batch.materializations "
-        "WHERE asset = $asset AND state = 'open' ORDER BY started_at",
-        {"asset": asset},
-    )
-    return [_materialization(values) for values in found]
+    return materializations(connection, asset, "state = 'open'")
 
 
 def asked_partitions(connection: Connection, asset: str) -> set[str | None]:
@@ -355,130 +348,13 @@ def open_materialization(
     return opened
 
 
-def attach_run(
-    connection: Connection,
-    asset: str,
-    run_id: str,
-    materializations: Iterable[Materialization],
-    now: datetime,
-    *,
-    like: str | None = None,
-) -> None:
-    """Note that a run works on these materializations; attaching twice changes nothing.
-
-    With ``like`` it goes on with the launch of that run.
-    """
-    for materialization in materializations:
-        connection.execute(
-            """
-            INSERT INTO claude_batch.runs (run_id, asset, materialization_id, attached_at, launch,
-                joined)
-            SELECT $run_id, $asset, $materialization_id, $now,
-                coalesce(max(coalesce(launch, run_id)), $run_id), coalesce(bool_or(
-                    joined AND materialization_id = $materialization_id), false)
-            FROM claude_batch.runs WHERE run_id = $like AND asset = $asset
-            HAVING NOT EXISTS (SELECT 1 FROM claude_batch.runs WHERE run_id = $run_id
-                AND asset = $asset AND materialization_id = $materialization_id)
-            """,
-            {
-                "run_id": run_id,
-                "asset": asset,
-                "materialization_id": materialization.materialization_id,
-                "now": now,
-                "like": like,
-            },
-        )
-
-
-def attach_launch(
-    connection: Connection,
-    asset: str,
-    run_id: str,
-    materializations: Iterable[Materialization],
-    now: datetime,
-) -> None:
-    """Note that all runs of a run's launch work on these materializations."""
-    for run in _of_launch(connection, asset, run_id):
-        attach_run(connection, asset, run, materializations, now, like=run_id)
-
-
-def note_joined(
-    connection: Connection,
-    asset: str,
-    run_id: str,
-    materializations: Iterable[Materialization],
-    *,
-    joined: bool,
-) -> None:
-    """Note for a run's launch whether these had been planned before it, and it has to catch up."""
-    connection.execute(
-        "UPDATE claude_batch.runs SET joined = $joined WHERE asset = $asset "
-        "AND list_contains($runs, run_id) AND list_contains($ids::VARCHAR[], materialization_id)",
-        {
-            "joined": joined,
-            "asset": asset,
-            "runs": _of_launch(connection, asset, run_id),
-            "ids": [each.materialization_id for each in materializations],
-        },
-    )
-
-
-def joined_by(connection: Connection, asset: str, run_id: str) -> list[Materialization]:
-    """What a run works on that had been planned before its launch, oldest first."""
-    found = rows(
-        connection,
-        f"SELECT {_MATERIALIZATION} FROM claude_batch.materializations "
-        "WHERE materialization_id IN (SELECT materialization_id FROM claude_batch.runs "
-        "WHERE run_id = $run_id AND asset = $asset AND joined) ORDER BY started_at",
-        {"asset": asset, "run_id": run_id},
-    )
-    return [_materialization(values) for values in found]
-
-
-def launched_at(connection: Connection, asset: str, run_id: str) -> datetime:
-    """When the launch of a run came to its first materialization."""
-    (moment,) = row(
-        connection,
-        "SELECT min(attached_at) FROM claude_batch.runs WHERE asset = $asset "
-        "AND list_contains($runs, run_id)",
-        {"asset": asset, "runs": _of_launch(connection, asset, run_id)},
-    )
-    return moment
-
-
-def _of_launch(connection: Connection, asset: str, run_id: str) -> list[str]:
-    """All runs of one launch: the first, those that were held for it, and its retries."""
-    found = rows(
-        connection,
-        "SELECT DISTINCT run_id FROM claude_batch.runs WHERE asset = $asset "
-        "AND coalesce(launch, run_id) IN (SELECT coalesce(launch, run_id) "
-        "FROM claude_batch.runs WHERE run_id = $run_id AND asset = $asset)",
-        {"asset": asset, "run_id": run_id},
-    )
-    return [str(run) for (run,) in found]
-
-
 def unlanded_materializations(connection: Connection, asset: str) -> list[Materialization]:
     """Materializations in any state that have something out, oldest first."""
-    found = rows(
-        connection,
-        f"SELECT {_MATERIALIZATION} FROM claude_batch.materializations WHERE asset = $asset "
-        "AND materialization_id IN (SELECT materialization_id FROM claude_batch.chunks "
-        "WHERE state IN ('sending', 'submitted')) ORDER BY started_at",
-        {"asset": asset},
+    is_out = (
+        "materialization_id IN (SELECT materialization_id FROM claude_batch.chunks "
+        "WHERE state IN ('sending', 'submitted'))"
     )
-    return [_materialization(values) for values in found]
-
-
-def runs_of(connection: Connection, materialization_id: str) -> list[str]:
-    """Ids of the runs that have worked on a materialization, or are going to, oldest first."""
-    found = rows(
-        connection,
-        "SELECT run_id FROM claude_batch.runs WHERE materialization_id = $materialization_id "
-        "ORDER BY attached_at",
-        {"materialization_id": materialization_id},
-    )
-    return [str(run_id) for (run_id,) in found]
+    return materializations(connection, asset, is_out)
 
 
 def end_materialization(

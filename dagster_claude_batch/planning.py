@@ -1,12 +1,10 @@
-"""Joining or beginning a materialization, and putting what is due into chunks."""
+"""Putting what is due into chunks: at first, for a retry, and anew."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from datetime import datetime
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 from dagster_claude_batch import ledger
-from dagster_claude_batch.adoption import adopt_chunks, dissolve_cancelled
 from dagster_claude_batch.chunking import SizeLimits, into_chunks
 from dagster_claude_batch.chunks import (
     Chunk,
@@ -14,7 +12,6 @@ from dagster_claude_batch.chunks import (
     planned_chunk,
     resize_chunk,
 )
-from dagster_claude_batch.declaration import Declaration
 from dagster_claude_batch.due import (
     DUE,
     choose_again,
@@ -24,200 +21,27 @@ from dagster_claude_batch.due import (
     choose_up_to,
 )
 from dagster_claude_batch.errors import (
-    LedgerLostError,
-    MaterializationDoneError,
     OversizedRequestError,
 )
-from dagster_claude_batch.ledger import Materialization, MaterializationConfig
 from dagster_claude_batch.matching import our_columns, selected_columns
 from dagster_claude_batch.plan import Plan
-from dagster_claude_batch.preparing import prepare_tables
 from dagster_claude_batch.settling import row_examples
-from dagster_claude_batch.source import PartitionSlice, find_source
-from dagster_claude_batch.warehouse import Connection, read_arrow, rows, values_of
+from dagster_claude_batch.source import PartitionSlice
+from dagster_claude_batch.warehouse import read_arrow, rows, values_of
 
 _REQUEST_OVERHEAD: Final = 100
 """Bytes of a request besides its parameters: the custom id and the JSON around it."""
 
 
-@dataclass(frozen=True)
-class RunIdentity:
-    """The run that asks; ``retry_of`` is set only where Dagster itself launched it as a retry.
-
-    ``collects_for``: an earlier run, known to the ledger, whose materializations it goes on with.
-    """
-
-    run_id: str
-    retry_of: str | None = None
-    collects_for: str | None = None
-
-
-def attach(
-    connection: Connection,
-    declaration: Declaration,
-    run: RunIdentity,
-    slices: Sequence[PartitionSlice],
-    config: MaterializationConfig,
-    *,
-    now: datetime,
-    is_given_up: Callable[[Sequence[str]], bool] = lambda _: False,
-) -> list[Materialization]:
-    """Find what the run works on; join what is open for its partitions, and begin the rest.
-
-    An open materialization whose runs, in the order in which they came to work on it,
-    ``is_given_up`` says were cancelled is not joined but cancelled, and a limited one ends where
-    there is no limit any more; what they have out is taken over.
-
-    Raises:
-        MaterializationDoneError: The run is an automatic retry, and there is nothing left to do.
-        LedgerLostError: The run is to collect what this ledger does not know.
-        SourceNotFoundError, SourceFailedError, MissingColumnError, NullRowKeyError,
-        DuplicateRowKeyError, ColumnCollisionError, ColumnTypeChangedError,
-        OversizedRequestError: Nothing was planned.
-    """
-    ledger.open_ledger(connection, now)
-    asset = declaration.asset
-    known, like = _known_to_the_ledger(connection, asset, run)
-    if known:
-        ledger.attach_run(connection, asset, run.run_id, known, now, like=like)
-        return known
-    found = _join_or_open(connection, declaration, slices, config, now=now, is_given_up=is_given_up)
-    ledger.attach_run(connection, asset, run.run_id, found, now)
-    _note_joined(connection, asset, run, found, config, since=now)
-    return found
-
-
-def catch_up(
-    connection: Connection,
-    declaration: Declaration,
-    run: RunIdentity,
-    slices: Sequence[PartitionSlice],
-    config: MaterializationConfig,
-    *,
-    now: datetime,
-    is_given_up: Callable[[Sequence[str]], bool] = lambda _: False,
-) -> list[Materialization]:
-    """Join or begin what a run's launch asks for beyond that which it has joined, now at its end.
-
-    That had fixed its rows before: what has come or changed between, or was to be asked once more
-    by a `refresh`, is due now. What failed in it is not, for it was asked after the launch.
-    Empty if the run has joined nothing, has caught up, or was cancelled in any part.
-
-    Raises:
-        What `attach` raises of the source, for the same reasons.
-    """
-    asset = declaration.asset
-    joined = ledger.joined_by(connection, asset, run.run_id)
-    keys = {key for each in joined for key in each.partitions}
-    behind = [part for part in slices if part.key in keys]
-    all_ = ledger.materializations_of_run(connection, asset, run.run_id)
-    if not behind or any(each.state == "cancelled" for each in all_):
-        return []
-    ledger.note_joined(connection, asset, run.run_id, joined, joined=False)
-    left = _beyond(config, [each.config for each in joined])
-    found = _join_or_open(connection, declaration, behind, left, now=now, is_given_up=is_given_up)
-    ledger.attach_launch(connection, asset, run.run_id, found, now)
-    since = ledger.launched_at(connection, asset, run.run_id)
-    _note_joined(connection, asset, run, found, left, since=since)
-    return found
-
-
-def _note_joined(
-    connection: Connection,
-    asset: str,
-    run: RunIdentity,
-    found: Sequence[Materialization],
-    config: MaterializationConfig,
-    *,
-    since: datetime,
-) -> None:
-    """Note which of these do not cover what was asked of a launch at ``since``."""
-    if config.limit is not None:
-        return
-    behind = [
-        each
-        for each in found
-        if each.started_at < since or (config.refresh and not each.config.refresh)
-    ]
-    ledger.note_joined(connection, asset, run.run_id, behind, joined=True)
-
-
-def _beyond(
-    config: MaterializationConfig, done: Sequence[MaterializationConfig]
-) -> MaterializationConfig:
-    """What was asked for, less what materializations with these configurations have done."""
-    refresh = config.refresh and not any(each.refresh for each in done)
-    strengths = ("none", "retryable", "all")
-    most = max(strengths.index(each.retry_failed) for each in done)
-    is_stronger = strengths.index(config.retry_failed) > most
-    return replace(
-        config, refresh=refresh, retry_failed=config.retry_failed if is_stronger else "none"
-    )
-
-
-def _known_to_the_ledger(
-    connection: Connection, asset: str, run: RunIdentity
-) -> tuple[list[Materialization], str | None]:
-    """What the run goes on with, if anything, and the run whose launch it belongs to."""
-    known = ledger.materializations_of_run(connection, asset, run.run_id)
-    if known:
-        return known, run.run_id
-    if run.retry_of is not None:
-        known = ledger.materializations_of_run(connection, asset, run.retry_of)
-        if known and not any(each.state == "open" for each in known):
-            raise MaterializationDoneError(asset, run.retry_of)
-        if known:
-            return known, run.retry_of
-    if run.collects_for is not None:
-        known = ledger.materializations_of_run(connection, asset, run.collects_for)
-        if not known:
-            raise LedgerLostError("of the run", f"it does not know run {run.collects_for}.")
-    return known, run.collects_for
-
-
-def _join_or_open(
-    connection: Connection,
-    declaration: Declaration,
-    slices: Sequence[PartitionSlice],
-    config: MaterializationConfig,
-    *,
-    now: datetime,
-    is_given_up: Callable[[Sequence[str]], bool],
-) -> list[Materialization]:
-    source = find_source(connection, declaration)
-    registered = prepare_tables(connection, declaration, source)
-    ledger.claim_chunks(connection, registered, 0)
-    wanted = {part.key for part in slices}
-    joined: list[Materialization] = []
-    for each in ledger.open_materializations(connection, declaration.asset):
-        if not wanted.intersection(each.partitions):
-            continue
-        identity = each.materialization_id
-        if is_given_up(ledger.runs_of(connection, identity)):
-            ledger.end_materialization(connection, identity, "cancelled", now)
-            dissolve_cancelled(connection, registered)
-        elif each.config.limit is not None and config.limit is None:
-            # Now all rows are asked: what the limited one has out is taken over below.
-            ledger.end_materialization(connection, identity, "done", now)
-            dissolve_cancelled(connection, registered)
-        else:
-            ledger.note_halt(connection, identity, None)
-            joined.append(replace(each, halted_because=None))
-    taken = {key for each in joined for key in each.partitions}
-    left = [part for part in slices if part.key not in taken]
-    if not left:
-        return joined
-    keys = [part.key for part in left]
-    opened = ledger.open_materialization(connection, declaration.asset, keys, config, now)
-    adopt_chunks(connection, registered, opened)
-    plan = Plan(connection, declaration, registered, opened, now)
-    choose_first(plan, left)
-    if config.limit is not None:
-        choose_up_to(plan, config.limit)
+def plan_first(plan: Plan, slices: Sequence[PartitionSlice]) -> None:
+    """Plan what is due of a materialization that has just begun, up to its limit."""
+    limit = plan.materialization.config.limit
+    choose_first(plan, slices)
+    if limit is not None:
+        choose_up_to(plan, limit)
     _plan_chunks(plan)
-    if config.limit is None:
+    if limit is None:
         _note_elsewhere(plan)
-    return [*joined, opened]
 
 
 def _note_elsewhere(plan: Plan) -> None:

@@ -60,7 +60,7 @@ def rehearse(
     """Plan what a run would send, for a transaction that is rolled back.
 
     Raises:
-        What `planning.attach` raises, for the same reasons.
+        What `joining.Asking.attach` raises, for the same reasons.
     """
     ledger.open_ledger(connection, now)
     source = find_source(connection, declaration)

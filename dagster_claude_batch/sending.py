@@ -3,7 +3,7 @@
 import itertools
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -23,7 +23,7 @@ from dagster_claude_batch.outcomes import TOO_LARGE
 from dagster_claude_batch.outstanding import in_flight, serialize_sending
 from dagster_claude_batch.preflight import check_model
 from dagster_claude_batch.reconciling import record
-from dagster_claude_batch.steadiness import refuse_unsteady
+from dagster_claude_batch.steadiness import Steadiness
 from dagster_claude_batch.submission import (
     MAX_SPOOLED_BYTES,
     Body,
@@ -47,9 +47,6 @@ PATIENCE: Final = timedelta(minutes=2)
 _BUSY: Final = timedelta(minutes=5)
 """When to try again where the API does not say."""
 
-_STALE_ROUNDS: Final = 3
-"""How often one run finds the chunks stale that it has just planned, with none sent in between."""
-
 
 @dataclass
 class Sender:
@@ -61,8 +58,7 @@ class Sender:
     not_again_before: datetime | None = None
     is_refused: bool = False
     work: Sequence[Outstanding] = ()
-    stale_rounds: int = 0
-    newest_when_stale: int = -1
+    steadiness: Steadiness = field(default_factory=Steadiness)
     max_spooled_bytes: int = MAX_SPOOLED_BYTES
 
     def send(self, work: Sequence[Outstanding]) -> Findings:
@@ -88,28 +84,16 @@ class Sender:
                 if findings.again_at is not None:
                     return findings
                 if spooled.stale:
-                    self._count_rounds(work, spooled)
                     self._plan_anew(each, spooled, findings)
                 if findings.again_at is not None:
                     return findings
                 planned = planned[len(spooled.bodies) + len(spooled.stale) :]
         return findings
 
-    def _count_rounds(self, work: Sequence[Outstanding], spooled: Spooled) -> None:
-        """Count how often what was planned of a reading did not outlast the next one.
-
-        Chunks that were there when the last round was counted were planned before it.
-        """
-        if spooled.bodies:
-            self.stale_rounds = 0
-        if max(chunk.chunk_id for chunk in spooled.stale) > self.newest_when_stale:
-            self.stale_rounds += 1
-            self.newest_when_stale = max(c.chunk_id for each in work for c in each.chunks)
-
     def _plan_anew(self, outstanding: Outstanding, spooled: Spooled, findings: Findings) -> None:
         """Plan stale chunks anew, unless the source is never twice the same."""
         try:
-            self._refuse_unsteady(outstanding.materialization, spooled)
+            self.steadiness.check(self.bench, outstanding.materialization, spooled, self.work)
         except UnstableSourceError as error:
             findings.wait_until(self._stop_for(outstanding, error))
             self.is_refused = True
@@ -118,16 +102,6 @@ class Sender:
             self.bench.log.info("Rows of a planned chunk have changed; planning it anew.")
             self.bench.plan_anew(outstanding.materialization, chunk)
             findings.moved = True
-
-    def _refuse_unsteady(self, materialization: Materialization, spooled: Spooled) -> None:
-        declaration = self.bench.declaration
-        if self.stale_rounds >= _STALE_ROUNDS:
-            raise UnstableSourceError(declaration.asset)
-        if spooled.lacks_rows:
-            slices = self.bench.slices_of(materialization.partitions)
-            self.bench.warehouse.transact(
-                lambda connection: refuse_unsteady(connection, declaration, slices)
-            )
 
     def _stop_for(self, outstanding: Outstanding, error: UnstableSourceError) -> datetime:
         """Raise the error at once if nothing is out, else when what is out has been collected."""

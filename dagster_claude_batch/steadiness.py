@@ -1,15 +1,63 @@
 """Whether the source is the same each time it is read: what is planned of another is never sent."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
 
 from dagster_claude_batch.declaration import Declaration
 from dagster_claude_batch.errors import UnstableSourceError
+from dagster_claude_batch.ledger import Materialization
 from dagster_claude_batch.matching import selected_keys
 from dagster_claude_batch.source import PartitionSlice, find_source, reading, select_rows
+from dagster_claude_batch.submission import Spooled
 from dagster_claude_batch.warehouse import Connection, row
+from dagster_claude_batch.workbench import Outstanding, Workbench
+
+_STALE_ROUNDS: Final = 3
+"""How often one run finds the chunks stale that it has just planned, with none sent in between."""
 
 
-def refuse_unsteady(
+@dataclass
+class Steadiness:
+    """What one run has seen of how long its planned chunks outlast."""
+
+    rounds: int = 0
+    newest: int = -1
+
+    def check(
+        self,
+        bench: Workbench,
+        materialization: Materialization,
+        spooled: Spooled,
+        work: Sequence[Outstanding],
+    ) -> None:
+        """Count what was found stale, and look closer where rows were missing.
+
+        Raises:
+            UnstableSourceError: The source gives other rows or texts at each reading.
+        """
+        self._count(spooled, work)
+        if self.rounds >= _STALE_ROUNDS:
+            raise UnstableSourceError(bench.declaration.asset)
+        if spooled.lacks_rows:
+            slices = bench.slices_of(materialization.partitions)
+            bench.warehouse.transact(
+                lambda connection: _refuse_unsteady(connection, bench.declaration, slices)
+            )
+
+    def _count(self, spooled: Spooled, work: Sequence[Outstanding]) -> None:
+        """Count how often what was planned of a reading did not outlast the next one.
+
+        Chunks that were there when the last round was counted were planned before it.
+        """
+        if spooled.bodies:
+            self.rounds = 0
+        if max(chunk.chunk_id for chunk in spooled.stale) > self.newest:
+            self.rounds += 1
+            self.newest = max(chunk.chunk_id for each in work for chunk in each.chunks)
+
+
+def _refuse_unsteady(
     connection: Connection, declaration: Declaration, slices: Sequence[PartitionSlice]
 ) -> None:
     """Read all rows of the partitions twice within one transaction, and compare.

@@ -9,7 +9,7 @@ from typing import Final, TypeVar
 
 import anthropic
 
-from dagster_claude_batch import ledger
+from dagster_claude_batch import launches, ledger
 from dagster_claude_batch.adoption import dissolve_cancelled
 from dagster_claude_batch.chunks import OUT, Chunk, ChunkState
 from dagster_claude_batch.declaration import Declaration
@@ -19,11 +19,12 @@ from dagster_claude_batch.errors import (
     LostChunkError,
     UnreadableAnswerError,
 )
+from dagster_claude_batch.launches import RunIdentity
 from dagster_claude_batch.ledger import LedgerAsset, Materialization
 from dagster_claude_batch.one_line import one_line
 from dagster_claude_batch.outstanding import chunks_of, holding_rows_of, out_elsewhere
 from dagster_claude_batch.plan import Plan
-from dagster_claude_batch.planning import RunIdentity, replan
+from dagster_claude_batch.planning import replan
 from dagster_claude_batch.resource import UNANSWERED, ClaudeBatchResource
 from dagster_claude_batch.source import PartitionSlice
 from dagster_claude_batch.warehouse import Connection, Warehouse
@@ -234,7 +235,7 @@ class Workbench:
             identity = materialization.materialization_id
             sent = chunks_of(connection, [identity], ("sending", "submitted", "landed"))
             if if_unsent and (
-                sent or not this_run.issuperset(ledger.runs_of(connection, identity))
+                sent or not this_run.issuperset(launches.runs_of(connection, identity))
             ):
                 return
             if ledger.end_materialization(connection, identity, "cancelled", now):

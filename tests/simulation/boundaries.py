@@ -34,7 +34,7 @@ NOT_THE_ENGINE: Final = {
     "sensor": "has no ledger and pays for nothing; what it reads is asked again at its next tick",
     "report": "only reads, after everything has landed",
     "advance.Engine.partitions_of_run:transact": "only reads, before anything else is done",
-    "sending.Sender._refuse_unsteady:transact": "only reads, and is asked again when it is stale",
+    "steadiness.Steadiness.check:transact": "only reads, and is asked again when it is stale",
     "advance.Engine.rehearse:transact": "is rolled back, and pays for nothing",
     "resource": "the verbs themselves",
     "warehouse": "the definition of `transact`",

@@ -106,9 +106,9 @@ BUGS: Final = (
     Bug(
         "a launch is done with what it has joined",
         "g",
-        "planning",
-        "    behind = [part for part in slices if part.key in keys]\n",
-        "    behind = [part for part in slices if part.key in keys and not joined]\n",
+        "joining",
+        "        behind = [part for part in self.slices if part.key in keys]\n",
+        "        behind = [part for part in self.slices if part.key in keys and not joined]\n",
         60,
     ),
     Bug(
