@@ -438,6 +438,12 @@ class Reasoned(BaseModel):
     reason: str = "none given"
 
 
+class Explained(BaseModel):
+    label: Literal["positive", "neutral", "negative"]
+    score: float
+    why: str
+
+
 class Numbered(BaseModel):
     label: int
     score: float
@@ -453,6 +459,25 @@ def test_a_new_field_is_a_column_when_the_answers_to_the_old_model_land(tmp_path
 
     assert made.answers("id, score, reason") == [(n, 0.5, "none given") for n in range(4)]
     assert len(made.claude.simulator.bill()) == 4
+
+
+def test_what_lacks_a_new_required_field_is_asked_again_by_the_same_materialization(
+    tmp_path: Path,
+) -> None:
+    made = _project(tmp_path)
+    _run(made)
+    made.declare(output=Explained)
+    made.end_batches()
+    made.script.replies = dict.fromkeys("0123", {"label": "neutral", "score": 0.5, "why": "so"})
+
+    waiting = _run(made).waiting
+    assert waiting is not None
+    assert made.wire.posts() == 2
+    made.end_batches()
+
+    assert _run(made).waiting is None
+    assert made.answers("id, label, why") == [(n, "neutral", "so") for n in range(4)]
+    assert made.failures() == []
 
 
 def test_a_field_of_another_type_lands_nothing_and_loses_nothing(tmp_path: Path) -> None:
