@@ -346,6 +346,7 @@ class MaterializationDoneError(ClaudeBatchError):
     """An automatic retry of a run whose materialization has come to its end."""
 
     def __init__(self, asset: str, parent_run_id: str) -> None:
+        self.parent_run_id = parent_run_id
         super().__init__(
             f"This run is an automatic retry of run {parent_run_id}, whose materialization of "
             f"asset {asset!r} is done: retrying by itself would only pay again, so nothing was "

@@ -115,6 +115,14 @@ def _is_too_bad(declaration: Declaration, report: PartitionReport) -> bool:
     return report.failure_rate > declaration.max_failure_rate
 
 
+def is_complete(declaration: Declaration, reports: Sequence[PartitionReport]) -> bool:
+    """Whether all was asked that there is to ask, and no partition would fail."""
+    return bool(reports) and all(
+        report.is_asked and report.come_since == 0 and not _is_too_bad(declaration, report)
+        for report in reports
+    )
+
+
 def finish(
     context: dg.AssetExecutionContext,
     key: dg.AssetKey,

@@ -141,10 +141,13 @@ class Run:
                 config,
                 is_given_up=partial(held_run.were_given_up, self.context.instance),
             )
-        except MaterializationDoneError:
+        except MaterializationDoneError as done:
             self.successor.undo()
             self.successor.settle("nothing was left to do")
-            raise
+            if not finishing.is_complete(self.asset.declaration, self.reports([])):
+                raise
+            # Another run has collected it since that one failed; to fail too would be untrue.
+            self.context.log.info(f"Nothing is left to do of what run {done.parent_run_id} began.")
         except Exception:
             if held_run.HELD_TAG in self.context.run.tags:
                 self.successor.leave_to_another_try()

@@ -529,6 +529,32 @@ def test_the_run_in_reserve_tries_again_when_the_collecting_run_fails(instance: 
     assert instance.queued() == []
 
 
+@pytest.mark.parametrize(
+    ("since", "ends"),
+    [((), dg.DagsterRunStatus.SUCCESS), (("good", "new"), FAILURE)],
+    ids=["all is there", "a row has come since"],
+)
+def test_a_retry_of_a_run_for_which_another_has_collected_sends_nothing_and_ends_truly(
+    instance: Instance, since: Sequence[str], ends: dg.DagsterRunStatus
+) -> None:
+    instance.rows("good")
+    instance.execute(instance.launch(RATINGS))
+    (held,) = instance.let_go_when_ended()
+    WHILE_LOOKING.append(lambda: 1 / 0)
+    failed = instance.execute(held)
+    WHILE_LOOKING.clear()
+    (again,) = instance.queued()
+    instance.execute(again)
+    if since:
+        instance.rows(*since)
+
+    retried = instance.execute(instance.retry(failed))
+
+    assert (failed.status, retried.status) == (FAILURE, ends)
+    assert instance.queued() == []
+    assert len(instance.simulator.batches()) == 1
+
+
 def test_a_run_that_collected_something_is_no_run_that_came_to_nothing(instance: Instance) -> None:
     fruitless = instance.fail(instance.launch(RATINGS))
     for _ in range(3):

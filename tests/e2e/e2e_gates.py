@@ -6,6 +6,7 @@ A gate is a file that a test writes and a run's process finds, when it calls the
 import json
 import threading
 from collections import Counter
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal, Self
@@ -84,10 +85,10 @@ class GatedTransport(httpx2.BaseTransport):
         return response
 
     def _closed(self, when: str, method: str, call: str) -> list[Gate]:
-        gates = [
-            Gate(self.directory, **json.loads(file.read_text()))
-            for file in sorted(self.directory.glob(f"{when} *.gate"))
-        ]
+        gates: list[Gate] = []
+        for file in sorted(self.directory.glob(f"{when} *.gate")):
+            with suppress(FileNotFoundError):  # somebody opens it at this moment
+                gates.append(Gate(self.directory, **json.loads(file.read_text())))
         return [gate for gate in gates if self._is_at(gate, method, call)]
 
     def _is_at(self, gate: Gate, method: str, call: str) -> bool:

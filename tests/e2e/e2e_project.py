@@ -5,6 +5,7 @@ Each asset belongs to one test, which fills the table ``<asset>_source``.
 
 import os
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import httpx2
@@ -86,7 +87,6 @@ alone = [
     asked("waiting_in_the_run"),
     asked("terminated", claude_resource="claude_impatient"),
     asked("joined"),
-    asked("thrice"),
     asked("in_one_run", backfill_policy=dg.BackfillPolicy.single_run()),
     asked("clicked", backfill_policy=dg.BackfillPolicy.single_run()),
     # DuckDB ends a statement at a signal only where no other thread works on it.
@@ -109,8 +109,13 @@ alone = [
     asked("hurried_and_tolerant", max_wait_hours=1, max_failure_rate=1.0),
     asked("moved_away"),
     asked("tried"),
-    asked("brought_back"),
-    asked("brought_back_by_the_sensor"),
+    asked("fails_unauthorized"),
+    asked("fails_locked", claude_resource="claude_impatient"),
+    asked("fails_and_is_retried"),
+    asked("fails_and_is_reexecuted"),
+    asked("fails_always"),
+    asked("killed_alone"),
+    asked("killed_in_a_backfill"),
     asked("all_terminated"),
     asked("held_run_cancelled"),
     asked("held_run_deleted"),
@@ -135,7 +140,7 @@ class GatedClaudeBatchResource(LocalClaudeBatchResource):
         return httpx2.Client(transport=GatedTransport(self.simulator, HOME / "gates"))
 
 
-def claude() -> GatedClaudeBatchResource:
+def claude(**configured: Any) -> GatedClaudeBatchResource:
     """The API, whose batches end when a test says so."""
     return GatedClaudeBatchResource(
         path=str(HOME / "simulator"),
@@ -143,6 +148,7 @@ def claude() -> GatedClaudeBatchResource:
         outcome="e2e_simulated:outcome",
         processing_seconds=[7200, 7200],
         poll_interval_seconds=1,
+        **configured,
     )
 
 
@@ -179,7 +185,7 @@ defs = dg.Definitions(
         ),
         "io_manager": DuckDBPandasIOManager(database=WAREHOUSE, schema="main"),
         "claude_batch": claude(),
-        "claude_impatient": claude(),
+        "claude_impatient": claude(lock_timeout_seconds=8),
         "claude_unwatched": claude(),
     },
     executor=dg.in_process_executor,

@@ -4,10 +4,11 @@ from typing import Any
 
 import dagster as dg
 from dagster_duckdb import DuckDBResource
-from e2e_declared import asked, whole
+from e2e_declared import CITIES, asked, whole
 
-WEEK = dg.DailyPartitionsDefinition("2026-03-01", end_date="2026-03-06")
+WEEK = dg.DailyPartitionsDefinition("2026-03-01", end_date="2026-03-08")
 YEAR = dg.DailyPartitionsDefinition("2025-01-01", end_date="2026-01-01")
+BY_WEEK = dg.WeeklyPartitionsDefinition("2026-03-01", end_date="2026-03-08")
 SHOPS = dg.StaticPartitionsDefinition([f"shop_{number}" for number in range(10)])
 ALL_AT_ONCE = dg.BackfillPolicy.single_run()
 CONDITION = dg.AutomationCondition
@@ -30,10 +31,18 @@ def counted(answers: dg.AssetsDefinition, **declared: Any) -> dg.AssetsDefinitio
 
 summed = asked("summed")
 partly = asked("partly", partitions_def=SHOPS, partition_expr="city", backfill_policy=ALL_AT_ONCE)
+several = asked(
+    "several", partitions_def=WEEK, backfill_policy=dg.BackfillPolicy.multi_run(2), **of_days
+)
 selected = [
+    several,
+    counted(several, partitions_def=BY_WEEK),
     asked(
-        "several", partitions_def=WEEK, backfill_policy=dg.BackfillPolicy.multi_run(2), **of_days
+        "crossed",
+        partitions_def=dg.MultiPartitionsDefinition({"city": CITIES, "day": WEEK}),
+        partition_expr={"city": "city", "day": "written_at"},
     ),
+    asked("thrice"),
     asked("of_customers", partitions_def=dg.DynamicPartitionsDefinition(name="customers")),
     asked("twin_one", **whole),
     asked("twin_two", **whole),

@@ -1,68 +1,196 @@
-"""Collecting runs that fail, and that nobody looks after: another one tries again."""
+"""Collecting runs that fail, and who tries again: the next run, Dagster, a person, the sensor."""
 
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
+import pytest
+from dagster_driver import Run
+from e2e_situations import Shown, record
 from e2e_stage import Stage
 
-from dagster_claude_batch import held_run
+from dagster_claude_batch import held_run, holding
+
+SITUATIONS = {
+    "fails_unauthorized": "collecting fails: refused by the API, in a backfill",
+    "fails_locked": "collecting fails: the database is locked for too long",
+    "fails_and_is_retried": "collecting fails: Dagster retries the run",
+    "fails_and_is_reexecuted": "collecting fails: a person executes it again",
+    "killed_alone": "collecting fails: killed, and nobody looks after it",
+    "killed_in_a_backfill": "collecting fails: killed, in a backfill",
+}
+REFUSED = ("fails_unauthorized", "fails_and_is_retried", "fails_and_is_reexecuted")
+KILLED = ("killed_alone", "killed_in_a_backfill")
+IN_BACKFILLS = ("fails_unauthorized", "killed_in_a_backfill")
+ROWS = 3
 
 
-def test_a_collecting_run_that_fails_leaves_another_one_that_tries_again(stage: Stage) -> None:
-    stage.ask("brought_back", 10)
+@dataclass
+class Seen:
+    """What was shown of each asset, the first run that collected, and those that came after it."""
+
+    held: dict[str, Run]
+    waiting: dict[str, Shown] = field(default_factory=dict)
+    failed: dict[str, Run] = field(default_factory=dict)
+    just_failed: dict[str, Shown] = field(default_factory=dict)
+    after: dict[str, list[Run]] = field(default_factory=dict)
+    at_the_end: dict[str, Shown] = field(default_factory=dict)
+
+
+@pytest.fixture(scope="module")
+def seen(stage: Stage) -> Seen:
+    """All situations side by side, for each is mostly a matter of waiting."""
     dagster = stage.dagster
-    backfill = dagster.launch_backfill(["brought_back"], ["berlin"])
-    (batch,) = stage.wait_for_batches("brought_back", 1)
-    (submitting,) = dagster.backfill_runs(backfill, statuses=["STARTED", "SUCCESS"])
-    held = stage.held_by(submitting.run_id)
+    backfills, submitting = _launch(stage)
+    seen = Seen({asset: stage.held_by(run_id) for asset, run_id in submitting.items()})
 
-    stage.close_gate("refused", f"{batch.id}/results", method="GET", status=401)
-    stage.simulator.end_batches()
-    failed = dagster.wait_for_run(held.run_id)
-    (again,) = stage.held_runs_of(held.run_id)
-    meanwhile = dagster.partition_statuses("brought_back")["berlin"]
-    is_open = not dagster.backfill(backfill).is_ended
-    stage.succeed(again.run_id)
+    def shown(*assets: str) -> dict[str, Shown]:
+        return {asset: stage.shown(asset, backfills.get(asset)) for asset in assets}
 
+    seen.waiting = shown(*SITUATIONS)
+    with _killing(stage, seen.held):
+        for asset in REFUSED:
+            results = f"{stage.batches_of(asset)[0].id}/results"
+            stage.close_gate("refused", results, method="GET", status=401)
+        with stage.locked():
+            stage.simulator.end_batches()
+            seen.failed["fails_locked"] = dagster.wait_for_run(seen.held["fails_locked"].run_id)
+            seen.just_failed = shown("fails_locked")
+    for asset in (*REFUSED, *KILLED):
+        seen.failed[asset] = dagster.wait_for_run(seen.held[asset].run_id)
+        seen.just_failed |= shown(asset)
+        if asset == "fails_and_is_reexecuted":
+            dagster.reexecute(seen.failed[asset].run_id)
+    for asset, run in seen.failed.items():
+        seen.after[asset] = _wait_until_tried_again(stage, run)
+        if asset in REFUSED[1:]:
+            seen.after[asset] += _launched_again(stage, run)
+    for asset in SITUATIONS:
+        stage.wait_until_over(asset, backfills.get(asset))
+        seen.failed[asset] = dagster.run(seen.failed[asset].run_id)
+        seen.after[asset] = [dagster.run(run.run_id) for run in seen.after[asset]]
+    seen.at_the_end = shown(*SITUATIONS)
+    return seen
+
+
+def _launch(stage: Stage) -> tuple[dict[str, str], dict[str, str]]:
+    """Launch all of it: the backfills, and the runs that submit."""
+    dagster, retried = stage.dagster, {"dagster/max_retries": "1"}
+    for asset in SITUATIONS:
+        stage.ask(asset, ROWS)
+    backfills = {asset: dagster.launch_backfill([asset], ["berlin"]) for asset in IN_BACKFILLS}
+    runs = {
+        asset: dagster.materialize(
+            asset, partition="berlin", tags=retried if asset == "fails_and_is_retried" else {}
+        )
+        for asset in SITUATIONS
+        if asset not in backfills
+    }
+    for asset, backfill in backfills.items():
+        stage.wait_for_batches(asset, 1)
+        (run,) = dagster.backfill_runs(backfill, statuses=["STARTED", "SUCCESS"])
+        runs[asset] = run.run_id
+    return backfills, runs
+
+
+@contextmanager
+def _killing(stage: Stage, held: dict[str, Run]) -> Iterator[None]:
+    """Kill collecting runs as they come to download."""
+    gates = {
+        asset: stage.close_gate("before", f"{stage.batches_of(asset)[0].id}/results", method="GET")
+        for asset in KILLED
+    }
+    yield
+    for asset, gate in gates.items():
+        stage.wait_until_reached(gate)
+        os.kill(stage.pid_of(held[asset].run_id), signal.SIGKILL)
+        gate.open()
+
+
+def _wait_until_tried_again(stage: Stage, failed: Run) -> list[Run]:
+    return stage.dagster.wait_for(
+        lambda: stage.held_runs_of(failed.run_id), timeout=180, what="the run that tries again"
+    )
+
+
+def _launched_again(stage: Stage, failed: Run) -> list[Run]:
+    """What Dagster, or a person, launched."""
+    return stage.dagster.wait_for(
+        lambda: stage.dagster.runs(tags={"dagster/parent_run_id": failed.run_id}),
+        timeout=180,
+        what="the run that is launched again",
+    )
+
+
+@pytest.mark.parametrize("asset", SITUATIONS)
+def test_what_a_failed_run_did_not_collect_another_one_does_and_nothing_is_sent(
+    stage: Stage, seen: Seen, asset: str
+) -> None:
+    before, after = ("REQUESTED", "COMPLETED_SUCCESS") if asset in IN_BACKFILLS else (None, None)
+    failed = seen.failed[asset]
+
+    assert seen.waiting[asset] == Shown(
+        {"materializing": 1, "missing": 2}, before, queued=1, batches_out=1
+    )
     assert failed.status == "FAILURE"
-    assert (meanwhile, is_open) == ("materializing", True)
-    assert again.tags[held_run.SHORT_TAG].startswith("again at ")
-    assert failed.tags[held_run.SHORT_TAG] == f"again by run {again.run_id[:8]}"
-    assert dagster.wait_for_backfill(backfill).status == "COMPLETED_SUCCESS"
-    assert dagster.partition_statuses("brought_back")["berlin"] == "materialized"
-    assert len(stage.batches_of("brought_back")) == 1
-    assert stage.sql("SELECT count(*) FROM brought_back") == [(10,)]
+    assert seen.at_the_end[asset] == Shown({"materialized": 1, "missing": 2}, after)
+    assert {run.status for run in seen.after[asset]} == {"SUCCESS"}
+    tries = seen.after[asset][0]
+    assert failed.tags[held_run.SHORT_TAG] == f"again by run {tries.run_id[:8]}"
+    assert len(stage.batches_of(asset)) == 1
+    assert stage.sql(f"SELECT count(*) FROM {asset}") == [(ROWS,)]
+    record(SITUATIONS[asset], seen.waiting[asset], seen.at_the_end[asset])
 
 
-def test_a_collecting_run_that_is_killed_is_gone_on_with_and_its_backfill_stays_open(
+@pytest.mark.parametrize("asset", ["fails_unauthorized", "fails_locked"])
+def test_a_partition_whose_run_has_just_failed_is_still_being_materialized(
+    seen: Seen, asset: str
+) -> None:
+    shown = seen.just_failed[asset]
+
+    assert shown.partitions == {"materializing": 1, "missing": 2}
+    assert shown.backfill in {None, "REQUESTED"}
+
+
+def test_a_run_that_gave_up_before_a_lock_names_its_holder(stage: Stage, seen: Seen) -> None:
+    message = "\n".join(stage.dagster.run_messages(seen.failed["fails_locked"].run_id))
+
+    assert f"(PID {os.getpid()})" in message
+
+
+@pytest.mark.exhaustive
+def test_after_pauses_that_grow_and_a_limit_that_is_said_nobody_tries_again_but_a_person(
     stage: Stage,
 ) -> None:
-    asset, cities, dagster = "brought_back_by_the_sensor", ("amsterdam", "berlin"), stage.dagster
-    stage.ask(asset, 10, cities=cities)
-    by_itself = stage.held_by(dagster.materialize(asset, partition="amsterdam"))
-    backfill = dagster.launch_backfill([asset], ["berlin"])
-    batches = stage.wait_for_batches(asset, 2)
-    (submitting,) = dagster.backfill_runs(backfill, statuses=["STARTED", "SUCCESS"])
-    held = [by_itself, stage.held_by(submitting.run_id)]
-    gates = [stage.close_gate("before", f"{batch.id}/results", method="GET") for batch in batches]
+    asset, dagster = "fails_always", stage.dagster
+    stage.ask(asset, ROWS)
+    run = stage.held_by(dagster.materialize(asset, partition="berlin"))
+    waiting = stage.shown(asset)
+    results = f"{stage.batches_of(asset)[0].id}/results"
 
+    stage.close_gate("refused", results, method="GET", status=401)
     stage.simulator.end_batches()
-    for gate, run in zip(gates, held, strict=True):
-        stage.wait_until_reached(gate)
-        os.kill(stage.pid_of(run.run_id), signal.SIGKILL)
-        gate.open()
-    killed = [dagster.wait_for_run(run.run_id) for run in held]
-    for run in held:
-        (again,) = dagster.wait_for(
-            lambda run=run: stage.held_runs_of(run.run_id), timeout=180, what="the next run"
-        )
-        stage.succeed(again.run_id)
+    said = list[str]()
+    for _ in range(holding.MOST_FRUITLESS):
+        failed = dagster.wait_for_run(run.run_id)
+        stage.close_gate("refused", results, method="GET", status=401)
+        (run,) = stage.held_runs_of(failed.run_id)
+        said.append(run.tags[held_run.LONG_TAG])
+    last = dagster.wait_for_run(run.run_id, timeout=300)
+    stage.wait_for_ticks("claude_batch_sensor")
+    given_up = stage.shown(asset)
+    again = stage.see_through(dagster.materialize(asset, partition="berlin"))
 
-    assert [run.status for run in killed] == ["FAILURE", "FAILURE"]
-    assert dagster.wait_for_backfill(backfill).status == "COMPLETED_SUCCESS"
-    for run in killed:
-        assert dagster.run(run.run_id).tags[held_run.SHORT_TAG].startswith("again by run ")
-    for city in cities:
-        assert dagster.partition_statuses(asset)[city] == "materialized"
-    assert len(stage.batches_of(asset)) == 2
-    assert stage.sql(f"SELECT count(*) FROM {asset}") == [(20,)]
+    for number, text in enumerate(said, 1):
+        assert f"to try again; {number} run{'s' if number > 1 else ''} in a row failed" in text
+    assert (last.status, stage.held_runs_of(last.run_id)) == ("FAILURE", [])
+    assert "runs in a row have ended without having collected anything" in "\n".join(
+        dagster.run_messages(last.run_id)
+    )
+    assert given_up == Shown({"failed": 1, "missing": 2})
+    assert again.status == "SUCCESS"
+    assert len(stage.batches_of(asset)) == 1
+    assert stage.sql(f"SELECT count(*) FROM {asset}") == [(ROWS,)]
+    record("collecting fails: six times in a row", waiting, given_up)

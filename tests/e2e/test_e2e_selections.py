@@ -11,9 +11,12 @@ from dagster_claude_batch import dagster_internals
 SHOPS = [f"shop_{number}" for number in range(10)]
 HOUR = 3600.0
 BAD_SHOPS = {"shop_2", "shop_3", "shop_7"}
-WEEK = [f"2026-03-0{day}" for day in range(1, 6)]
+WEEK = [f"2026-03-0{day}" for day in range(1, 8)]
+CROSSED = ["amsterdam|2026-03-01", "berlin|2026-03-02"]
 HELD_RUNS = {
     "several": 2,
+    "crossed": 2,
+    "thrice": 3,
     "of_customers": 1,
     "twin_one": 1,
     "summed": 2,
@@ -33,8 +36,14 @@ def backfills(stage: Stage) -> dict[str, str]:
     """Everything is launched, and nothing has ended; one batch is an hour older than the others."""
     for asset in ("twin_one", "twin_two", "of_customers"):
         stage.ask(asset, 2, cities=("anna",))
-    for asset in ("summed", "staggered"):
+    for asset in ("summed", "staggered", "thrice"):
         stage.ask(asset, 3, cities=("amsterdam", "berlin"))
+    stage.fill(
+        "crossed",
+        "SELECT city, day AS written_at, i AS review_id, concat_ws(' ', 'crossed', city, i) AS "
+        "review FROM (VALUES ('amsterdam'), ('berlin')) AS c(city), range(2) AS r(i), "
+        "(VALUES (TIMESTAMP '2026-03-01'), (TIMESTAMP '2026-03-02 12:00:00')) AS d(day)",
+    )
     stage.ask("several", 1, cities=tuple(WEEK))
     stage.fill(
         "year",
@@ -56,8 +65,13 @@ def backfills(stage: Stage) -> dict[str, str]:
     dagster.add_partition("customers", "anna")
     dagster.materialize("of_customers", partition="anna")
     dagster.materialize("twin_one", "twin_two")
+    dagster.materialize("thrice", partition="berlin")
+    dagster.materialize("thrice", partition="berlin")
+    days = [WEEK[0], WEEK[1], WEEK[3]]
     return {
-        "several": dagster.launch_backfill(["several"], [WEEK[0], WEEK[1], WEEK[3]]),
+        "thrice": dagster.launch_backfill(["thrice"], ["berlin"]),
+        "several": dagster.launch_backfill(["several", "several_count"], days),
+        "crossed": dagster.launch_backfill(["crossed"], CROSSED),
         "summed": dagster.launch_backfill(["summed", "summed_count"], ["amsterdam", "berlin"]),
         "partly": dagster.launch_backfill(["partly", "partly_count"], SHOPS),
         "year": dagster.launch_backfill(["year"], sorted(dagster.partition_statuses("year"))),
@@ -65,7 +79,12 @@ def backfills(stage: Stage) -> dict[str, str]:
 
 
 def _shown(stage: Stage, backfills: dict[str, str]) -> Snapshot:
-    downstream = {"summed_count": "summed", "partly_count": "partly", "twin_two": "twin_one"}
+    downstream = {
+        "several_count": "several",
+        "summed_count": "summed",
+        "partly_count": "partly",
+        "twin_two": "twin_one",
+    }
     return {
         asset: stage.shown(asset, backfills.get(downstream.get(asset, asset)))
         for asset in (*HELD_RUNS, *downstream)
@@ -111,14 +130,57 @@ def test_several_partitions_wait_in_one_run_for_each_range_that_the_policy_makes
     stage: Stage, waiting: Snapshot, at_the_end: Snapshot
 ) -> None:
     assert waiting["several"] == Shown(
-        {"materializing": 3, "missing": 2}, "REQUESTED", queued=2, batches_out=2
+        {"materializing": 3, "missing": 4}, "REQUESTED", queued=2, batches_out=2
     )
-    assert at_the_end["several"] == Shown({"materialized": 3, "missing": 2}, "COMPLETED_SUCCESS")
+    assert at_the_end["several"] == Shown({"materialized": 3, "missing": 4}, "COMPLETED_SUCCESS")
     assert len(stage.sent("several")) == 3
 
     record(
         "backfill policy: multi run, several partitions", waiting["several"], at_the_end["several"]
     )
+
+
+def test_a_downstream_with_other_partitions_runs_when_all_of_its_own_have_their_results(
+    stage: Stage, waiting: Snapshot, at_the_end: Snapshot
+) -> None:
+    assert waiting["several_count"] == Shown({"missing": 1}, "REQUESTED")
+    assert at_the_end["several_count"] == Shown({"materialized": 1}, "COMPLETED_SUCCESS")
+    (event,) = stage.dagster.asset_materializations("several_count")
+    assert event.metadata["rows"] == 3
+
+    record(
+        "in one run: a downstream with other partitions, in the same backfill",
+        waiting["several_count"],
+        at_the_end["several_count"],
+    )
+
+
+def test_multi_partitions_of_a_backfill_wait_in_a_run_each(
+    stage: Stage, waiting: Snapshot, at_the_end: Snapshot
+) -> None:
+    assert waiting["crossed"] == Shown(
+        {"materializing": 2, "missing": 19}, "REQUESTED", queued=2, batches_out=2
+    )
+    assert at_the_end["crossed"] == Shown({"materialized": 2, "missing": 19}, "COMPLETED_SUCCESS")
+    assert stage.sql("SELECT _partition, count(*) FROM crossed GROUP BY 1 ORDER BY 1") == [
+        (key, 2) for key in CROSSED
+    ]
+
+    record("backfill policy: multi-partitions", waiting["crossed"], at_the_end["crossed"])
+
+
+def test_three_launches_of_a_partition_at_once_send_it_once_and_all_end_well(
+    stage: Stage, waiting: Snapshot, at_the_end: Snapshot
+) -> None:
+    assert waiting["thrice"] == Shown(
+        {"materializing": 1, "missing": 2}, "REQUESTED", queued=3, batches_out=1
+    )
+    assert at_the_end["thrice"] == Shown({"materialized": 1, "missing": 2}, "COMPLETED_SUCCESS")
+    assert {run.status for run in stage.dagster.runs_of("thrice")} == {"SUCCESS"}
+    assert stage.sent("thrice") == [f"thrice berlin {number}" for number in range(3)]
+    assert stage.sql("SELECT count(*), count(DISTINCT review_id) FROM thrice") == [(3, 3)]
+
+    record("at once: three launches, one a backfill", waiting["thrice"], at_the_end["thrice"])
 
 
 def test_what_was_asked_of_a_dynamic_key_that_is_deleted_meanwhile_is_landed(

@@ -131,18 +131,3 @@ def test_a_batch_asset_asks_about_the_answers_of_another_and_nothing_runs_twice(
 
     record("in one run: a batch asset", while_the_first_is_out[0], at_the_end[0])
     record("in one run: a batch asset downstream of it", while_the_second_is_out[1], at_the_end[1])
-
-
-def test_three_launches_of_a_partition_at_once_send_it_once_and_all_end_well(stage: Stage) -> None:
-    stage.fill("thrice", TEN_OF_BERLIN)
-    before = len(stage.simulator.batches())
-
-    launched = [stage.dagster.materialize("thrice", partition="berlin") for _ in range(3)]
-    for run_id in launched:
-        stage.succeed(run_id)
-    ended = [stage.see_through(run_id) for run_id in launched]
-
-    assert [run.status for run in ended] == ["SUCCESS"] * 3
-    assert stage.questions(after=before) == [f"nice {number}" for number in range(10)]
-    assert stage.dagster.partition_statuses("thrice")["berlin"] == "materialized"
-    assert stage.sql("SELECT count(*), count(DISTINCT review_id) FROM thrice") == [(10, 10)]

@@ -468,7 +468,8 @@ def test_what_lacks_a_new_required_field_is_asked_again_by_the_same_materializat
     _run(made)
     made.declare(output=Explained)
     made.end_batches()
-    made.script.replies = dict.fromkeys("0123", {"label": "neutral", "score": 0.5, "why": "so"})
+    reply = '{"label": "neutral", "score": 0.5, "why": "so"}'
+    made.script.replies = dict.fromkeys("0123", reply)
 
     waiting = _run(made).waiting
     assert waiting is not None
