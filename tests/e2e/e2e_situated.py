@@ -43,6 +43,7 @@ selected = [
         partition_expr={"city": "city", "day": "written_at"},
     ),
     asked("thrice"),
+    asked("in_thousands", chunk_size=1),
     asked("of_customers", partitions_def=dg.DynamicPartitionsDefinition(name="customers")),
     asked("twin_one", **whole),
     asked("twin_two", **whole),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import duckdb
-from dagster_driver import DagsterDriver, Run
+from dagster_driver import RUN_TIMEOUT, DagsterDriver, Run
 from e2e_gates import Gate
 from e2e_simulated import CURED
 from e2e_situations import Shown
@@ -96,10 +96,10 @@ class Stage:
         name = f"{when} {method} {text}"
         return Gate(self.home / "gates", name, when, method, text, nth, status).close()
 
-    def wait_until_reached(self, gate: Gate) -> None:
+    def wait_until_reached(self, gate: Gate, *, timeout: float = 180) -> None:
         """Wait until a run has stopped at a gate."""
         self.dagster.wait_for(
-            lambda: gate.is_reached, timeout=180, every=0.1, what=f"the gate {gate.name}"
+            lambda: gate.is_reached, timeout=timeout, every=0.1, what=f"the gate {gate.name}"
         )
 
     def batches_of(self, asset: str) -> list[Batch]:
@@ -209,9 +209,9 @@ class Stage:
         assert held.status == "QUEUED"
         return held
 
-    def succeed(self, run_id: str) -> None:
+    def succeed(self, run_id: str, *, timeout: float = RUN_TIMEOUT) -> None:
         """Wait until a run has ended, which it does well."""
-        ended = self.dagster.wait_for_run(run_id)
+        ended = self.dagster.wait_for_run(run_id, timeout=timeout)
         assert ended.status == "SUCCESS", "\n".join(self.dagster.run_messages(run_id))
 
     def see_through(self, run_id: str) -> Run:

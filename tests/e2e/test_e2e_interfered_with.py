@@ -9,11 +9,12 @@ from e2e_stage import Stage
 
 from dagster_claude_batch import held_run
 
+AGAIN = ", then materialized again"
 SITUATIONS = {
-    "all_terminated": "terminate all: on the queue, then materialized again",
-    "held_run_cancelled": "cancelled: held run, then materialized again",
-    "held_run_deleted": "cancelled: held run deleted, then materialized again",
-    "backfill_cancelled": "cancelled: backfill, then materialized again",
+    "all_terminated": f"terminate all: on the queue{AGAIN}",
+    "held_run_cancelled": f"cancelled: held run{AGAIN}",
+    "held_run_deleted": f"cancelled: held run deleted{AGAIN}",
+    "backfill_cancelled": f"cancelled: backfill{AGAIN}",
     "pool_limit_deleted": "cancelled: pool limit deleted by an administrator",
     "pool_limit_edited": "cancelled: pool limit edited by an administrator",
 }
@@ -103,6 +104,8 @@ def test_who_materializes_again_after_the_wait_was_ended_gets_what_was_paid_for(
     done = {"materialized": cities, "missing": 3 - cities}
     assert seen.at_the_end[asset] == Shown(done, after)
     _assert_each_row_was_sent_once(stage, asset)
+    given_up = SITUATIONS[asset].removesuffix(AGAIN)
+    record(given_up, seen.waiting[asset], seen.interfered_with[asset])
     record(SITUATIONS[asset], seen.waiting_again[asset], seen.at_the_end[asset])
 
 

@@ -321,3 +321,32 @@ def test_a_year_of_days_waits_in_a_run_for_each_day(stage: Stage) -> None:
     assert len(stage.sent("year_day_by_day")) == 365
 
     record("many: 365 days, one run each", waiting, at_the_end)
+
+
+@pytest.mark.exhaustive
+def test_of_thousands_of_chunks_the_first_may_end_while_the_last_are_being_sent(
+    stage: Stage,
+) -> None:
+    chunks, asset = 2_000, "in_thousands"
+    stage.ask(asset, chunks)
+    last = stage.close_gate("before", f"{asset} berlin {chunks - 1}")
+
+    run_id = stage.dagster.materialize(asset, partition="berlin")
+    stage.wait_until_reached(last, timeout=HOUR)
+    stage.simulator.end_batches()
+    stage.wait_for_ticks("claude_batch_sensor")
+    sending = stage.shown(asset)
+    last.open()
+    held = stage.held_by(run_id)
+    waiting = stage.shown(asset)
+    stage.simulator.end_batches()
+    stage.succeed(held.run_id, timeout=HOUR)
+    at_the_end = stage.shown(asset)
+
+    assert sending == Shown({"materializing": 1, "missing": 2}, started=1, queued=1)
+    assert waiting == Shown({"materializing": 1, "missing": 2}, queued=1, batches_out=1)
+    assert at_the_end == Shown({"materialized": 1, "missing": 2})
+    assert len(stage.sent(asset)) == len(set(stage.sent(asset))) == chunks
+    assert stage.sql(f"SELECT count(*) FROM {asset}") == [(chunks,)]
+
+    record(f"many: the last of {chunks:,} chunks, while all others have ended", sending, at_the_end)
