@@ -152,8 +152,8 @@ class Engine(Workbench):
             if sent.moved:
                 continue
             after = self.read(materializations)
-            if any(each.is_at_rest for each in after):
-                continue  # another run has collected it meanwhile
+            if any(each.is_at_rest or each.too_late for each in after):
+                continue  # another run has collected it meanwhile, or its time has passed
             self._refuse_to_go_on_halted(after)
             return waiting_for(self, after, doubts, [collected, sent])
 

@@ -231,7 +231,7 @@ class Collector:
 
     def _expire_unsent(self, work: Sequence[Outstanding]) -> bool:
         """Let rows fail that were not sent in time; whether there were any."""
-        late = [(each, c) for each in work if each.is_overdue for c in each.in_state("planned")]
+        late = [(each, chunk) for each in work for chunk in each.too_late]
         for each, chunk in late:
             self._is_landed(each.materialization, Landing(chunk, absent=NOT_SENT, is_late=True))
         if late:

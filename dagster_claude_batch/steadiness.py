@@ -13,7 +13,7 @@ from dagster_claude_batch.submission import Spooled
 from dagster_claude_batch.warehouse import Connection, row
 from dagster_claude_batch.workbench import Outstanding, Workbench
 
-_STALE_ROUNDS: Final = 3
+STALE_ROUNDS: Final = 3
 """How often one run finds the chunks stale that it has just planned, with none sent in between."""
 
 
@@ -37,7 +37,7 @@ class Steadiness:
             UnstableSourceError: The source gives other rows or texts at each reading.
         """
         self._count(spooled, work)
-        if self.rounds >= _STALE_ROUNDS:
+        if self.rounds >= STALE_ROUNDS:
             raise UnstableSourceError(bench.declaration.asset)
         if spooled.lacks_rows:
             slices = bench.slices_of(materialization.partitions)

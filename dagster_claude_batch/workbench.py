@@ -106,6 +106,11 @@ class Outstanding:
         halted = self.materialization.halted_because is not None
         return self.is_open and not self.chunks and not halted
 
+    @property
+    def too_late(self) -> list[Chunk]:
+        """The chunks that are planned, and will not be sent: their time has passed."""
+        return self.in_state("planned") if self.is_overdue else []
+
     def in_state(self, *states: ChunkState) -> list[Chunk]:
         """The chunks in one of these states."""
         return [chunk for chunk in self.chunks if chunk.state in states]

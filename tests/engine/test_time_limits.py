@@ -7,6 +7,7 @@ import httpx2
 from kit import Project
 
 Make = Callable[..., Project]
+CREATE = "POST /v1/messages/batches"
 CANCEL = "POST /v1/messages/batches/…/cancel"
 
 
@@ -63,6 +64,26 @@ def test_what_could_not_be_sent_in_time_expires_unsent(project: Make) -> None:
     unsent = made.failures("id, _error_type, _attempts, _cost_usd, _batch_id")[-5:]
     assert unsent == [(f"t{n}", "expired", 0, 0, None) for n in range(5, 10)]
     assert made.wire.posts() == 1
+
+
+def test_when_the_time_is_up_while_something_is_being_sent_the_materialization_ends(
+    project: Make,
+) -> None:
+    made = project(max_wait_hours=1)
+    made.load([("tweets", "t1", "x")])
+
+    def refuse(_: httpx2.Request) -> httpx2.Response:
+        made.claude.simulator.advance(timedelta(minutes=61))
+        error = {"type": "rate_limit_error", "message": "The queue is full."}
+        return httpx2.Response(429, json={"type": "error", "error": error})
+
+    made.wire.faults.append((CREATE, refuse))
+
+    assert made.start().waiting is None
+
+    assert made.failures("id, _error_type, _attempts") == [("t1", "expired", 0)]
+    assert made.sql("SELECT state FROM claude_batch.materializations") == [("done",)]
+    assert len(made.materialize().rows) == 1
 
 
 def test_a_changed_row_that_was_not_asked_in_time_does_not_keep_its_old_answer(

@@ -47,13 +47,17 @@ class Held:
 
 @dataclass
 class Process:
-    """A process at work on a run; ``sending_until`` bounds how long its POST may dally."""
+    """A process at work on a run; ``sending_until`` bounds how long its POST may dally.
+
+    ``edits`` is how often the source had been edited before.
+    """
 
     runner: Runner
     run_id: str
     partitions: tuple[str, ...] = ()
     config: MaterializationConfig = field(default_factory=MaterializationConfig)
     sending_until: datetime | None = None
+    edits: int = 0
 
 
 @dataclass
@@ -118,7 +122,7 @@ class Runs:
             f"{run_id} starts: {' '.join(said)}" + (f" (retries {retry_of})" if retry_of else "")
         )
         self.counts["runs"] += 1
-        process = Process(Runner(run_id, body), run_id, partitions, config)
+        process = Process(Runner(run_id, body), run_id, partitions, config, edits=self.world.edits)
         self.live.append(process)
         self._current = process
 

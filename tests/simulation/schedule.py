@@ -10,7 +10,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
-from dagster_claude_batch.errors import AccountHaltedError, MaterializationDoneError
+from dagster_claude_batch.errors import (
+    AccountHaltedError,
+    MaterializationDoneError,
+    UnstableSourceError,
+)
+from dagster_claude_batch.steadiness import STALE_ROUNDS
 from simulation import faults
 from simulation.baton import Boundary
 from simulation.circumstances import circumstances_of, unkind
@@ -201,12 +206,17 @@ class Schedule(Outside):
             return
         self.say(f"{process.runner.name} fails: {type(error).__name__}")
         self.counts[f"run failed: {type(error).__name__}"] += 1
-        if not isinstance(error, EXPECTED_ENDS):
+        if not isinstance(error, EXPECTED_ENDS) and not self._is_overrun(process, error):
             self.violations.append(
                 Violation("g", f"{process.runner.name} failed with {type(error).__name__}: {error}")
             )
         elif self.is_calm and not isinstance(error, MaterializationDoneError | AccountHaltedError):
             self.violations.append(Violation("g", f"a run fails although nothing does: {error!r}"))
+
+    def _is_overrun(self, process: Process, error: BaseException) -> bool:
+        """Whether a run gave up because the source was edited each time before it could send."""
+        edits = self.world.edits - process.edits
+        return isinstance(error, UnstableSourceError) and edits >= STALE_ROUNDS
 
     # --- rest -------------------------------------------------------------------------------
 

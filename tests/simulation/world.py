@@ -131,6 +131,7 @@ class World:
     at_create: Callable[[str, bytes], None] = lambda _run, _body: None
     is_calm: bool = False
     additions: int = 0
+    edits: int = 0
     added: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -218,20 +219,24 @@ class World:
     def _insert(self, corpus: str, key: str, text: str | None) -> None:
         self.sql("INSERT INTO texts VALUES ($c, $i, $t)", c=corpus, i=key, t=text)
         self.additions += 1
+        self.edits += 1
         self.added[key] = self.additions
 
     def change_row(self) -> str:
         key, text = self._any_row(), self._text()
+        self.edits += 1
         self.sql("UPDATE texts SET text = $text WHERE id = $key", key=key, text=text)
         return f"change {key}: {text}"
 
     def remove_row(self) -> str:
         key = self._any_row()
+        self.edits += 1
         self.sql("DELETE FROM texts WHERE id = $key", key=key)
         return f"remove {key}"
 
     def truncate(self) -> str:
         """All rows leave, to be loaded again."""
+        self.edits += 1
         gone = sorted(self.sql("DELETE FROM texts RETURNING corpus, id, text"))
         self.left += gone
         return f"truncate: {len(gone)} rows"
