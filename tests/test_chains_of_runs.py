@@ -20,10 +20,10 @@ from dagster._core.code_pointer import CustomPointer, ModuleCodePointer
 from dagster._core.definitions.reconstruct import ReconstructableJob, ReconstructableRepository
 from dagster._core.events import DagsterEvent, StepMaterializationData
 from dagster._core.execution.api import execute_run
-from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteRepositoryOrigin
 from dagster._core.storage.tags import TAGS_TO_MAYBE_OMIT_ON_RETRY
 from dagster_duckdb import DuckDBResource
 from dagster_shared.record import copy
+from queue_kit import ORIGIN, RESOURCE, queueing_instance, run_of, scene_of
 
 from dagster_claude_batch import (
     LocalClaudeBatchResource,
@@ -36,7 +36,6 @@ from dagster_claude_batch.ours import Ours
 from dagster_claude_batch.sensor.cursor import Cursor
 from dagster_claude_batch.sensor.looking import Look
 from dagster_claude_batch.sensor.reasons import why_go
-from dagster_claude_batch.sensor.scene import Scene
 from dagster_claude_batch.sensor.tick import tick
 from dagster_claude_batch.simulator import Simulator
 from dagster_claude_batch.workbench import Waiting
@@ -115,7 +114,6 @@ def report() -> None: ...
 ALONGSIDE = [weather, sunny_ratings, sunny_report, report]
 
 REPOSITORY = location("nowhere").get_repository_def()
-ORIGIN = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("here"), "__repository__")
 
 
 @dataclass
@@ -128,9 +126,7 @@ class Instance:
     landings: int = 0
 
     def run(self, run_id: str) -> dg.DagsterRun:
-        found = self.dagster.get_run_by_id(run_id)
-        assert found is not None
-        return found
+        return run_of(self.dagster, run_id)
 
     def launch(self, *keys: dg.AssetKey, tags: Mapping[str, str] | None = None) -> dg.DagsterRun:
         """A run of these assets, as a person launches it."""
@@ -148,7 +144,7 @@ class Instance:
             maker,
             asset_graph=REPOSITORY.asset_graph,
             batch_assets=keys,
-            claude_resource="claude_batch",
+            claude_resource=RESOURCE,
             **made,
         )
         return self.run(held_id)
@@ -227,9 +223,13 @@ class Instance:
     def tick(self) -> str:
         """Let the sensor tick; what it says."""
         claude = LocalClaudeBatchResource(path=str(self.directory / "simulator"))
-        context = dg.build_sensor_context(instance=self.dagster, repository_def=REPOSITORY)
-        grace, landing = timedelta(minutes=10), "claude_batch_sensor_landing"
-        scene = Scene(context, claude, "claude_batch", landing, grace, self.cursor, claude.now())
+        scene = scene_of(
+            self.dagster,
+            claude,
+            cursor=self.cursor,
+            grace=timedelta(minutes=10),
+            repository=REPOSITORY,
+        )
         result = tick(scene)
         self.landings += len(result.run_requests or ())
         self.cursor = Cursor.load(result.cursor)
@@ -241,15 +241,7 @@ class Instance:
 
 @pytest.fixture
 def instance(tmp_path: Path) -> Iterator[Instance]:
-    coordinator = {
-        "module": "dagster._core.run_coordinator",
-        "class": "QueuedRunCoordinator",
-        "config": {},
-    }
-    home = tmp_path / "dagster"
-    home.mkdir()
-    overrides = {"run_coordinator": coordinator}
-    with dg.instance_for_test(temp_dir=str(home), overrides=overrides) as dagster:
+    with queueing_instance(tmp_path / "dagster") as dagster:
         yield Instance(dagster, tmp_path)
     WHILE_LOOKING.clear()
     WHILE_SENDING.clear()

@@ -6,13 +6,11 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
-from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteRepositoryOrigin
+from queue_kit import add_run, hold, run_of, scene_of
 
 from dagster_claude_batch import LocalClaudeBatchResource
 from dagster_claude_batch.held_run import (
     FRUITLESS_TAG,
-    HELD_TAG,
-    MAKER_TAG,
     OURS,
     PARTITIONS_TAG,
     POOLS_TAG,
@@ -23,7 +21,6 @@ from dagster_claude_batch.held_run import (
     pause_after_failures,
     read,
 )
-from dagster_claude_batch.held_run import describe as describe_held
 from dagster_claude_batch.landing_job import LEFT_TAG
 from dagster_claude_batch.sensor.cursor import Cursor
 from dagster_claude_batch.sensor.looking import Look, may_go, with_unseen
@@ -133,8 +130,7 @@ def test_a_cursor_survives_being_written() -> None:
 
 def _scene(simulator: Path, moment: datetime, cursor: Cursor) -> Scene:
     claude = LocalClaudeBatchResource(path=str(simulator))
-    context = dg.build_sensor_context(instance=dg.DagsterInstance.ephemeral())
-    return Scene(context, claude, "claude_batch", "landing", timedelta(), cursor, moment)
+    return scene_of(dg.DagsterInstance.ephemeral(), claude, cursor=cursor, now=moment)
 
 
 def test_a_batch_long_unseen_among_others_is_worth_a_run_once_an_hour(tmp_path: Path) -> None:
@@ -153,14 +149,11 @@ def test_a_batch_long_unseen_among_others_is_worth_a_run_once_an_hour(tmp_path: 
 
 def test_what_a_held_run_waits_for_survives_its_tags() -> None:
     with dg.DagsterInstance.ephemeral() as instance:
-        run = instance.create_run_for_job(_empty_job())
         waiting = Waiting(("a", "b"), 7, 2, 5, SINCE, LATER, NOW, any_end=True, in_vain=3)
 
-        describe_held(instance, run.run_id, dg.AssetKey("x"), waiting)
+        held = hold(instance, waiting)
 
-        found = instance.get_run_by_id(run.run_id)
-        assert found is not None
-        assert read(found).waits == (waiting,)
+        assert read(run_of(instance, held)).waits == (waiting,)
 
 
 @pytest.mark.parametrize(
@@ -177,10 +170,7 @@ def test_tags_that_another_version_wrote_are_read_as_far_as_they_go(
     written: str, expected: Waiting
 ) -> None:
     with dg.DagsterInstance.ephemeral() as instance:
-        run = instance.create_run_for_job(_empty_job())
-        describe_held(instance, run.run_id, dg.AssetKey("x"), Waiting(("a",)))
-        found = instance.get_run_by_id(run.run_id)
-        assert found is not None
+        found = run_of(instance, hold(instance, Waiting(("a",))))
         (tag,) = (tag for tag in found.tags if tag.startswith(f"{OURS}wait."))
         others = {PARTITIONS_TAG: "?", FRUITLESS_TAG: "", POOLS_TAG: "{"}
 
@@ -192,12 +182,9 @@ def test_tags_that_another_version_wrote_are_read_as_far_as_they_go(
 
 def test_a_wait_that_names_nothing_to_wait_for_is_due_at_once() -> None:
     with dg.DagsterInstance.ephemeral() as instance:
-        run = instance.create_run_for_job(_empty_job())
-        describe_held(instance, run.run_id, dg.AssetKey("x"), Waiting(requests=3))
-        found = instance.get_run_by_id(run.run_id)
-        assert found is not None
+        held = run_of(instance, hold(instance, Waiting(requests=3)))
 
-        assert may_go(read(found), Look(), NOW)
+    assert may_go(read(held), Look(), NOW)
 
 
 @pytest.mark.parametrize(
@@ -209,13 +196,6 @@ def test_pauses_grow_with_each_run_that_came_to_nothing(fruitless: int, minutes:
     assert pause == timedelta(minutes=minutes)
 
 
-def _empty_job() -> dg.JobDefinition:
-    @dg.op
-    def nothing() -> None: ...
-
-    return dg.GraphDefinition(name="empty", node_defs=[nothing]).to_job()
-
-
 @pytest.mark.parametrize(
     ("status", "told_again"),
     [(dg.DagsterRunStatus.FAILURE, True), (dg.DagsterRunStatus.SUCCESS, False)],
@@ -225,12 +205,11 @@ def test_what_a_landing_run_was_told_of_is_told_again_if_it_failed(
 ) -> None:
     with dg.DagsterInstance.ephemeral() as instance:
         tags = {"dagster/run_key": "landing:1", LEFT_TAG: "0"}
-        instance.create_run_for_job(_empty_job(), tags=tags, status=status)
+        add_run(instance, status, tags)
         cursor = Cursor(landing="landing:1", landing_for=["deleted"])
         claude = LocalClaudeBatchResource(path=str(tmp_path))
-        context = dg.build_sensor_context(instance=instance)
 
-        tick(Scene(context, claude, "claude_batch", "landing", timedelta(minutes=10), cursor, NOW))
+        tick(scene_of(instance, claude, cursor=cursor, now=NOW, grace=LONG))
 
     assert ("deleted" in cursor.ended) is told_again
     assert cursor.landing is None
@@ -248,18 +227,13 @@ def test_a_held_run_that_was_not_enqueued_is_so_as_soon_as_its_maker_has_ended(
     tmp_path: Path, maker: dg.DagsterRunStatus, expected: dg.DagsterRunStatus
 ) -> None:
     with dg.DagsterInstance.ephemeral() as instance:
-        made_by = instance.create_run_for_job(_empty_job(), status=maker).run_id
-        tags = {HELD_TAG: "claude_batch", MAKER_TAG: made_by}
-        origin = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("here"), "repository")
-        held = instance.create_run_for_job(
-            _empty_job(), tags=tags, remote_job_origin=origin.get_job_origin("empty")
-        )
+        made_by = add_run(instance, maker)
+        held = hold(instance, maker=made_by, status=dg.DagsterRunStatus.NOT_STARTED)
         claude = LocalClaudeBatchResource(path=str(tmp_path))
-        context = dg.build_sensor_context(instance=instance)
 
-        tick(Scene(context, claude, "claude_batch", "landing", timedelta(), Cursor(), NOW))
+        tick(scene_of(instance, claude, cursor=Cursor(), now=NOW))
 
-        (found,) = instance.get_runs(dg.RunsFilter(run_ids=[held.run_id]))
+        found = run_of(instance, held)
     assert found.status == expected
 
 
@@ -268,23 +242,14 @@ def test_a_tick_that_has_taken_long_leaves_the_rest_to_the_next(
     tmp_path: Path, seconds_ago: float, *, released: bool
 ) -> None:
     with dg.DagsterInstance.ephemeral() as instance:
-        maker = instance.create_run_for_job(_empty_job(), status=dg.DagsterRunStatus.FAILURE)
-        tags = {HELD_TAG: "claude_batch", MAKER_TAG: maker.run_id, STATE_TAG: "waiting"}
-        origin = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("here"), "repository")
-        held = instance.create_run_for_job(
-            _empty_job(),
-            tags=tags,
-            status=dg.DagsterRunStatus.QUEUED,
-            remote_job_origin=origin.get_job_origin("empty"),
-        )
+        held = hold(instance, maker=add_run(instance, dg.DagsterRunStatus.FAILURE))
         claude = LocalClaudeBatchResource(path=str(tmp_path))
-        context = dg.build_sensor_context(instance=instance)
-        scene = Scene(context, claude, "claude_batch", "landing", timedelta(), Cursor(), NOW)
+        scene = scene_of(instance, claude, cursor=Cursor(), now=NOW)
         scene.began -= seconds_ago
 
         tick(scene)
 
-        (found,) = instance.get_runs(dg.RunsFilter(run_ids=[held.run_id]))
+        found = run_of(instance, held)
     assert (read(found).state == "released") is released
 
 
@@ -292,35 +257,23 @@ def test_where_dagster_cannot_hold_runs_a_tick_touches_none_and_says_how_to_let_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with dg.DagsterInstance.ephemeral() as instance:
-        maker = instance.create_run_for_job(_empty_job(), status=dg.DagsterRunStatus.FAILURE)
-        tags = {HELD_TAG: "claude_batch", MAKER_TAG: maker.run_id, STATE_TAG: "waiting"}
-        origin = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("here"), "repository")
-        held = instance.create_run_for_job(
-            _empty_job(),
-            tags=tags,
-            status=dg.DagsterRunStatus.QUEUED,
-            remote_job_origin=origin.get_job_origin("empty"),
-        )
-        gone = instance.create_run_for_job(
-            _empty_job(),
-            tags={WAITER_TAG: "claude_batch", STATE_TAG: "in_run"},
-            status=dg.DagsterRunStatus.FAILURE,
-        )
+        held = hold(instance, maker=add_run(instance, dg.DagsterRunStatus.FAILURE))
+        waiter = {WAITER_TAG: "claude_batch", STATE_TAG: "in_run"}
+        gone = add_run(instance, dg.DagsterRunStatus.FAILURE, waiter)
         claude = LocalClaudeBatchResource(path=str(tmp_path))
-        context = dg.build_sensor_context(instance=instance)
         cursor = Cursor(landed_at=datetime.now(UTC).timestamp())
         snapshots = "dagster._core.snap.execution_plan_snapshot"
         monkeypatch.setattr(f"{snapshots}.ExecutionStepSnap", object)
 
-        result = tick(Scene(context, claude, "claude_batch", "landing", LONG, cursor, NOW))
+        result = tick(scene_of(instance, claude, cursor=cursor, now=NOW, grace=LONG))
 
-        (found,) = instance.get_runs(dg.RunsFilter(run_ids=[held.run_id]))
+        found = run_of(instance, held)
     assert read(found).state == "waiting"
-    assert list(cursor.ended) == [gone.run_id]
+    assert list(cursor.ended) == [gone]
     assert result.skip_reason is not None
     assert result.skip_reason.skip_message == (
         f"Dagster {dg.__version__} has no ExecutionStepSnap._replace, which runs that wait in the "
         "queue need: runs wait for their batches themselves. To let the 1 run that is held in the "
         "queue go, delete in Deployment → Concurrency the limits of their pools: "
-        f"waiting_for_claude_batch/{held.run_id[:8]}"
+        f"waiting_for_claude_batch/{held[:8]}"
     )

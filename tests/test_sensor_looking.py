@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Iterator
-from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 from threading import Event
@@ -11,17 +10,14 @@ import dagster as dg
 import duckdb
 import httpx2
 import pytest
-from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteRepositoryOrigin
 from dagster_duckdb import DuckDBResource
+from queue_kit import hold, let_go, scene_of
 
 from dagster_claude_batch import (
     LocalClaudeBatchResource,
     build_claude_batch_asset,
     build_claude_batch_sensor,
-    held_run,
 )
-from dagster_claude_batch.sensor.cursor import Cursor
-from dagster_claude_batch.sensor.scene import Scene
 from dagster_claude_batch.sensor.tick import tick
 from dagster_claude_batch.simulator import SimulatorTransport
 from dagster_claude_batch.workbench import Waiting
@@ -74,36 +70,15 @@ def instance() -> Iterator[dg.DagsterInstance]:
         yield made
 
 
-def _hold(instance: dg.DagsterInstance, *batch_ids: str) -> str:
-    @dg.op
-    def nothing() -> None: ...
-
-    origin = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("here"), "repository")
-    run = instance.create_run_for_job(
-        dg.GraphDefinition(name="empty", node_defs=[nothing]).to_job(),
-        tags={held_run.HELD_TAG: "claude_batch", held_run.STATE_TAG: held_run.WAITING},
-        status=dg.DagsterRunStatus.QUEUED,
-        remote_job_origin=origin.get_job_origin("empty"),
-    )
-    held_run.describe(instance, run.run_id, dg.AssetKey("x"), Waiting(batch_ids, len(batch_ids)))
-    return run.run_id
+def waits(*batch_ids: str) -> Waiting:
+    return Waiting(batch_ids, len(batch_ids))
 
 
 def _tick(instance: dg.DagsterInstance, claude: Claude) -> str:
     """What a tick says that looks."""
-    context = dg.build_sensor_context(instance=instance)
-    hour = timedelta(hours=1)
-    cursor = Cursor(landed_at=claude.now().timestamp())
-    reason = tick(
-        Scene(context, claude, "claude_batch", "landing", hour, cursor, claude.now())
-    ).skip_reason
+    reason = tick(scene_of(instance, claude)).skip_reason
     assert isinstance(reason, dg.SkipReason)
     return str(reason.skip_message)
-
-
-def _let_go(instance: dg.DagsterInstance) -> set[str]:
-    found = instance.get_runs(dg.RunsFilter(tags={held_run.STATE_TAG: held_run.RELEASED}))
-    return {run.run_id for run in found}
 
 
 def test_a_tick_lists_once_for_each_thousand_batches(
@@ -113,7 +88,7 @@ def test_a_tick_lists_once_for_each_thousand_batches(
     batch = json.loads(claude.retrieve(sample).to_json())
     ids = [f"msgbatch_{n:04}" for n in range(2_500)]
     for start in range(0, 2_500, 50):
-        _hold(instance, *ids[start : start + 50])
+        hold(instance, waits(*ids[start : start + 50]))
 
     def page(request: httpx2.Request) -> httpx2.Response:
         after = request.url.params.get("after_id")
@@ -151,7 +126,7 @@ def test_a_tick_lists_once_for_each_thousand_batches(
 def test_a_tick_survives_an_api_that_cannot_be_asked_and_says_why(
     instance: dg.DagsterInstance, claude: Claude, answer: httpx2.Response | None, why: str
 ) -> None:
-    _hold(instance, *claude.send(1))
+    hold(instance, waits(*claude.send(1)))
 
     def instead(request: httpx2.Request) -> httpx2.Response:
         if answer is None:
@@ -163,13 +138,13 @@ def test_a_tick_survives_an_api_that_cannot_be_asked_and_says_why(
 
     assert said.startswith(f"The API could not be asked ({why}")
     assert "1 run with 1 partition waits for 1 batch" in said
-    assert _let_go(instance) == set()
+    assert let_go(instance) == []
 
 
 def test_what_was_seen_before_an_error_counts(instance: dg.DagsterInstance, claude: Claude) -> None:
     ended, *others = sorted(claude.send(3))
-    held = _hold(instance, ended)
-    _hold(instance, *others)
+    held = hold(instance, waits(ended))
+    hold(instance, waits(*others))
     claude.simulator.end_batches()
 
     def instead(request: httpx2.Request) -> httpx2.Response | None:
@@ -178,7 +153,7 @@ def test_what_was_seen_before_an_error_counts(instance: dg.DagsterInstance, clau
     claude.transport.instead = instead
     said = _tick(instance, claude)
 
-    assert _let_go(instance) == {held}
+    assert let_go(instance) == [held]
     assert "it showed 1 of 3 batches" in said
 
 
@@ -202,8 +177,7 @@ def test_what_was_seen_when_the_time_is_over_counts(claude: Claude) -> None:
 def test_all_calls_of_a_tick_have_one_deadline(
     instance: dg.DagsterInstance, claude: Claude
 ) -> None:
-    context = dg.build_sensor_context(instance=instance)
-    scene = Scene(context, claude, "x", "landing", timedelta(), Cursor(), claude.now())
+    scene = scene_of(instance, claude)
     began = scene.began
 
     to_ask = []
@@ -217,7 +191,7 @@ def test_all_calls_of_a_tick_have_one_deadline(
 def test_the_sensor_opens_no_database(
     instance: dg.DagsterInstance, claude: Claude, tmp_path: Path
 ) -> None:
-    held = _hold(instance, *claude.send(1))
+    held = hold(instance, waits(*claude.send(1)))
     claude.simulator.end_batches()
     asset = build_claude_batch_asset("x", source="texts", row_key="id", prompt="{{ id }}")
     sensor = build_claude_batch_sensor("looks")
@@ -233,6 +207,6 @@ def test_the_sensor_opens_no_database(
     ) as context:
         sensor.evaluate_tick(context)
 
-    assert _let_go(instance) == {held}
+    assert let_go(instance) == [held]
     with pytest.raises(duckdb.IOException), duckdb.connect(no_file.database):
         pass

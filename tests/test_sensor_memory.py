@@ -7,9 +7,9 @@ from uuid import uuid4
 
 import dagster as dg
 import pytest
-from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteRepositoryOrigin
+from queue_kit import hold
 
-from dagster_claude_batch import LocalClaudeBatchResource, build_claude_batch_sensor, held_run
+from dagster_claude_batch import LocalClaudeBatchResource, build_claude_batch_sensor
 from dagster_claude_batch.sensor.cursor import Cursor
 from dagster_claude_batch.sensor.memory import Memory
 from dagster_claude_batch.workbench import Waiting
@@ -78,7 +78,7 @@ def test_a_held_run_that_was_deleted_between_two_ticks_is_noticed(
     claude = LocalClaudeBatchResource(path=str(tmp_path))
     sensor = build_claude_batch_sensor("remembers")
     cursor: str | None = Cursor(landed_at=claude.now().timestamp()).dump()
-    run_ids = [_hold(instance), _hold(instance)]
+    run_ids = [hold(instance, Waiting(("a",), 1)) for _ in range(2)]
     for _ in range(2):
         with dg.build_sensor_context(
             instance=instance, cursor=cursor, resources={"claude_batch": claude}
@@ -90,18 +90,3 @@ def test_a_held_run_that_was_deleted_between_two_ticks_is_noticed(
 
     assert recalled.held == [run_ids[1]]
     assert list(recalled.ended) == [run_ids[0]]
-
-
-def _hold(instance: dg.DagsterInstance) -> str:
-    @dg.op
-    def nothing() -> None: ...
-
-    origin = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("here"), "repository")
-    run = instance.create_run_for_job(
-        dg.GraphDefinition(name="empty", node_defs=[nothing]).to_job(),
-        tags={held_run.HELD_TAG: "claude_batch", held_run.STATE_TAG: held_run.WAITING},
-        status=dg.DagsterRunStatus.QUEUED,
-        remote_job_origin=origin.get_job_origin("empty"),
-    )
-    held_run.describe(instance, run.run_id, dg.AssetKey("x"), Waiting(("a",), 1))
-    return run.run_id

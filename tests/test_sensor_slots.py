@@ -5,22 +5,13 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
-from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteRepositoryOrigin
+from queue_kit import ORIGIN, RESOURCE, let_go, queueing_instance, run_of, scene_of
 
 from dagster_claude_batch import LocalClaudeBatchResource, held_run, holding
-from dagster_claude_batch.sensor.cursor import Cursor
-from dagster_claude_batch.sensor.scene import Scene
 from dagster_claude_batch.sensor.tick import tick
 from dagster_claude_batch.workbench import Waiting
 
 POOL = "warehouse"
-QUEUE = {
-    "run_coordinator": {
-        "module": "dagster._core.run_coordinator",
-        "class": "QueuedRunCoordinator",
-        "config": {},
-    }
-}
 
 
 @dg.asset(pool=POOL)
@@ -36,7 +27,6 @@ def free() -> None: ...
 
 
 REPOSITORY = dg.Definitions(assets=[pooled, after_it, free]).get_repository_def()
-ORIGIN = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("here"), "__repository__")
 READY = Waiting(("a",))
 
 
@@ -63,14 +53,9 @@ class Pools:
             maker,
             asset_graph=REPOSITORY.asset_graph,
             batch_assets=keys,
-            claude_resource="claude_batch",
+            claude_resource=RESOURCE,
         )
-        return self.run(held_id)
-
-    def run(self, run_id: str) -> dg.DagsterRun:
-        found = self.instance.get_run_by_id(run_id)
-        assert found is not None
-        return found
+        return run_of(self.instance, held_id)
 
     def hold(self) -> str:
         """A held run whose time has come."""
@@ -81,27 +66,16 @@ class Pools:
 
     def tick(self) -> str | None:
         """What a tick says."""
-        context = dg.build_sensor_context(instance=self.instance)
-        scene = Scene(
-            context,
-            self.claude,
-            "claude_batch",
-            "landing",
-            held_run.OLD_AGE,
-            Cursor(landed_at=self.claude.now().timestamp()),
-            self.claude.now(),
-        )
-        reason = tick(scene).skip_reason
+        reason = tick(scene_of(self.instance, self.claude)).skip_reason
         return reason.skip_message if isinstance(reason, dg.SkipReason) else reason
 
     def let_go(self) -> set[str]:
-        found = self.instance.get_runs(dg.RunsFilter(tags={held_run.STATE_TAG: held_run.RELEASED}))
-        return {run.run_id for run in found}
+        return set(let_go(self.instance))
 
 
 @pytest.fixture
 def pools(tmp_path: Path) -> Iterator[Pools]:
-    with dg.instance_for_test(temp_dir=str(tmp_path), overrides=QUEUE) as instance:
+    with queueing_instance(tmp_path / "dagster") as instance:
         yield Pools(instance, tmp_path / "simulator")
 
 
@@ -119,7 +93,8 @@ def test_only_as_many_are_let_go_as_their_pool_has_free_slots(pools: Pools) -> N
     assert said is not None
     assert "2 of them wait for a free slot of a pool" in said
     (waits, _) = [run_id for run_id in held if run_id not in first]
-    assert f"when pool {POOL!r} has a free slot" in pools.run(waits).tags[held_run.LONG_TAG]
+    shown = run_of(pools.instance, waits).tags[held_run.LONG_TAG]
+    assert f"when pool {POOL!r} has a free slot" in shown
 
 
 def test_the_next_is_let_go_when_a_slot_is_free_again(pools: Pools) -> None:

@@ -11,12 +11,11 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
-from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteRepositoryOrigin
 from kit import Project
+from queue_kit import hold, let_go, run_of, scene_of
 
 from dagster_claude_batch import held_run
 from dagster_claude_batch.sensor.cursor import Cursor
-from dagster_claude_batch.sensor.scene import Scene
 from dagster_claude_batch.sensor.tick import tick
 from dagster_claude_batch.workbench import Waiting
 
@@ -36,46 +35,24 @@ class Queue:
 
     def hold(self, waiting: Waiting | None, *, state: str = held_run.WAITING) -> str:
         """Let a run wait; its id."""
-        origin = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("here"), "repository")
-        run = self.instance.create_run_for_job(
-            _job(),
-            tags={held_run.HELD_TAG: "claude_batch", held_run.STATE_TAG: state},
-            status=dg.DagsterRunStatus.QUEUED,
-            remote_job_origin=origin.get_job_origin("empty"),
-        )
         assert waiting is not None
-        held_run.describe(self.instance, run.run_id, KEY, waiting)
-        return run.run_id
+        return hold(self.instance, waiting, key=KEY, state=state)
 
     def tick(self) -> list[str]:
         """Ids of the runs that a tick lets go."""
-        before = self._let_go()
-        context = dg.build_sensor_context(instance=self.instance)
-        claude = self.project.claude
-        tick(
-            Scene(
-                context, claude, "claude_batch", "landing", timedelta(), self.cursor, claude.now()
-            )
-        )
-        return [run_id for run_id in self._let_go() if run_id not in before]
-
-    def _let_go(self) -> list[str]:
-        tags = {held_run.STATE_TAG: held_run.RELEASED}
-        found = self.instance.get_runs(dg.RunsFilter(tags=tags))
-        return [run.run_id for run in reversed(found)]
+        before = let_go(self.instance)
+        tick(scene_of(self.instance, self.project.claude, cursor=self.cursor))
+        return [run_id for run_id in let_go(self.instance) if run_id not in before]
 
     def end(self, run_id: str) -> None:
         """A run that was let go has done its work."""
-        run = self.instance.get_run_by_id(run_id)
-        assert run is not None
-        self.instance.report_run_failed(run)
+        self.instance.report_run_failed(run_of(self.instance, run_id))
         held_run.mark(self.instance, run_id, held_run.SETTLED, "results collected")
 
     def comes_back(self, run_id: str, waiting: Waiting | None) -> str:
         """A run that was let go ends, and leaves another that waits, as its step would."""
         assert waiting is not None
-        run = self.instance.get_run_by_id(run_id)
-        assert run is not None
+        run = run_of(self.instance, run_id)
         now = self.project.claude.now()
         left = held_run.found_no_room(held_run.read(run), KEY, waiting, now, POLL)
         self.end(run_id)
@@ -83,13 +60,6 @@ class Queue:
 
     def passes(self, time: timedelta) -> None:
         self.project.claude.simulator.advance(time)
-
-
-def _job() -> dg.JobDefinition:
-    @dg.op
-    def nothing() -> None: ...
-
-    return dg.GraphDefinition(name="empty", node_defs=[nothing]).to_job()
 
 
 @pytest.fixture
