@@ -19,6 +19,7 @@ PARTITION_NAME_TAG: Final = "dagster/partition"
 PARENT_RUN_ID_TAG: Final = "dagster/parent_run_id"
 RETRY_NUMBER_TAG: Final = "dagster/retry_number"
 WILL_RETRY_TAG: Final = "dagster/will_retry"
+AUTO_RETRY_TAG: Final = "dagster/auto_retry_run_id"
 LOCATION_TAG: Final = "dagster/code_location"
 BACKFILL_TAG: Final = "dagster/backfill"
 CONCURRENCY_TAG: Final = "dagster/concurrency_key"
@@ -30,7 +31,7 @@ NOT_COPIED: Final = frozenset(
         PARENT_RUN_ID_TAG,
         RETRY_NUMBER_TAG,
         WILL_RETRY_TAG,
-        "dagster/auto_retry_run_id",
+        AUTO_RETRY_TAG,
         ".dagster/grpc_info",
         "dagster/is_resume_retry",
         "dagster/root_run_id",

@@ -51,15 +51,17 @@ WAITER_TAG: Final = ".dagster/claude_batch.waiter"
 GAVE_UP_TAG: Final = ".dagster/claude_batch.gave_up"
 """On a run that has sent something anew whose batch may still appear; value as above."""
 
-RunState: TypeAlias = Literal["waiting", "released", "in_run", "settled"]
+RunState: TypeAlias = Literal["waiting", "released", "in_reserve", "in_run", "settled"]
 """The value of `STATE_TAG`.
 
-``waiting`` is a held run, ``released`` one that may collect, ``in_run`` a run that waits itself.
+``waiting`` is a held run, ``released`` one that may collect, ``in_reserve`` one that never begins
+(`reserve`), ``in_run`` a run that waits itself.
 ``settled`` has nothing out any more that somebody would have to look after.
 """
 
 WAITING: Final[RunState] = "waiting"
 RELEASED: Final[RunState] = "released"
+IN_RESERVE: Final[RunState] = "in_reserve"
 IN_RUN: Final[RunState] = "in_run"
 SETTLED: Final[RunState] = "settled"
 

@@ -59,12 +59,15 @@ def _has_handed_over(held: dg.DagsterRun | None) -> bool:
 def is_waiting(instance: dg.DagsterInstance, held_id: str) -> bool:
     """Whether a held run is still in the queue, and has not been let go."""
     held = instance.get_run_by_id(held_id)
-    if held is None or held.status not in _NOT_BEGUN:
+    if held is None or not has_not_begun(held):
         return False
     return held_run.read(held).state == held_run.WAITING
 
 
-_NOT_BEGUN: Final = (dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.QUEUED)
+def has_not_begun(run: dg.DagsterRun | None) -> bool:
+    """Whether a run is there, and in the queue or on its way there."""
+    not_begun = (dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.QUEUED)
+    return run is not None and run.status in not_begun
 
 
 def why_not(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str | None:
@@ -143,18 +146,48 @@ def make(
         )
     pool = held_run.pool_of(held_id)
     selection = _waiting_assets(planned_in(instance, run), asset_graph, batch_assets)
+    tags = {
+        **copied_tags(run, claude_resource, pool),
+        # Who tries again needs the same ledger, from its first moment on.
+        **(held_run.attached_tags(run) if has_failed else {}),
+        held_run.STATE_TAG: held_run.WAITING,
+        held_run.FRUITLESS_TAG: str(fruitless),
+        held_run.SHORT_TAG: "sending batches",
+        held_run.LONG_TAG: f"The sensor starts run {held_id[:8]} when its batches have ended.",
+    }
+    held = create_held(instance, run, held_id, tags, selection, asset_graph)
+    if held is not None:
+        enqueue(instance, held)
+    return held_id
+
+
+def create_held(
+    instance: dg.DagsterInstance,
+    run: dg.DagsterRun,
+    held_id: str,
+    tags: Mapping[str, str],
+    selection: frozenset[dg.AssetKey],
+    asset_graph: "BaseAssetGraph[Any]",
+    *,
+    is_silent: bool = False,
+) -> dg.DagsterRun | None:
+    """Create a copy of a run for some of its assets, which its pool holds; None if it is there.
+
+    With ``is_silent`` it does not say what it is going to materialize and to check.
+
+    Raises:
+        RuntimeError: Dagster would not hold it. There is none then.
+    """
+    pool = tags[held_run.POOL_TAG]
     # Never the run before its limit: a pool without one does not block.
     instance.event_log_storage.set_concurrency_slots(pool, 0)
-    tags = _tags(run, held_id, pool, claude_resource, fruitless, has_failed=has_failed)
-    held = _create(instance, run, held_id, tags, selection, asset_graph)
-    if held is None:
-        return held_id
-    concurrency = held.run_op_concurrency
-    if concurrency is None or set(concurrency.root_key_counts) != {pool}:
-        undo(instance, held_id)
-        raise RuntimeError(f"Dagster would start the held run {held_id} at once.")
-    enqueue(instance, held)
-    return held_id
+    held = _create(instance, run, held_id, tags, selection, asset_graph, is_silent=is_silent)
+    concurrency = held.run_op_concurrency if held is not None else None
+    if held is None or (concurrency and set(concurrency.root_key_counts) == {pool}):
+        return held
+    instance.delete_run(held_id)
+    held_run.forget_pool(instance, pool)
+    raise RuntimeError(f"Dagster would start the held run {held_id} at once.")
 
 
 def narrow(
@@ -189,10 +222,11 @@ def _create(
     tags: Mapping[str, str],
     selection: frozenset[dg.AssetKey],
     asset_graph: "BaseAssetGraph[Any]",
+    *,
+    is_silent: bool = False,
 ) -> dg.DagsterRun | None:
-    """Create a copy of a run for some of its assets, which its pool holds; None if it is there."""
     snapshot = planned_in(instance, run)
-    plan = _held_plan(snapshot, selection, tags[held_run.POOL_TAG])
+    plan = _held_plan(snapshot, selection, tags[held_run.POOL_TAG], is_silent=is_silent)
     try:
         return instance.create_run(  # pyright: ignore[reportUnknownMemberType]  # not public
             job_name=run.job_name,
@@ -207,7 +241,7 @@ def _create(
             job_snapshot=instance.get_historical_job(str(run.job_snapshot_id)).job_snapshot,
             parent_job_snapshot=None,
             asset_selection=selection,
-            asset_check_selection=_checks_of(run, selection),
+            asset_check_selection=frozenset() if is_silent else _checks_of(run, selection),
             resolved_op_selection=None,
             op_selection=None,
             remote_job_origin=run.remote_job_origin,
@@ -258,10 +292,16 @@ def _waiting_assets(
 
 
 def _held_plan(
-    snapshot: "ExecutionPlanSnapshot", selection: frozenset[dg.AssetKey], pool: str
+    snapshot: "ExecutionPlanSnapshot",
+    selection: frozenset[dg.AssetKey],
+    pool: str,
+    *,
+    is_silent: bool,
 ) -> "ExecutionPlanSnapshot":
     """The plan of the selected assets, each step in the held run's pool."""
     steps = [step._replace(pool=pool) for step in _steps_of(snapshot, selection)]
+    if is_silent:
+        steps = [step._replace(outputs=[]) for step in steps]
     return snapshot._replace(
         steps=steps,
         step_keys_to_execute=[step.key for step in steps],
@@ -317,35 +357,21 @@ def _checks_of(
     return frozenset(key for key in run.asset_check_selection if key.asset_key in selection)
 
 
-def _tags(
-    run: dg.DagsterRun,
-    held_id: str,
-    pool: str,
-    claude_resource: str,
-    fruitless: int,
-    *,
-    has_failed: bool,
-) -> dict[str, str]:
+def copied_tags(run: dg.DagsterRun, claude_resource: str, pool: str) -> dict[str, str]:
+    """The tags of a run that its held run has too, and those that say whose it is."""
     copied = {
         key: value
         for key, value in run.tags.items()
         if key not in {*NOT_COPIED, held_run.SHORT_TAG, held_run.LONG_TAG}
         and not key.startswith(held_run.OURS)
     }
-    # Who tries again needs the same ledger, from its first moment on.
-    attached = held_run.attached_tags(run) if has_failed else {}
     return {
         **copied,
         **Ours.of_run(run, claude_resource).tags(),
-        **attached,
         PRIORITY_TAG: held_run.LAST_IN_QUEUE,
         held_run.OLD_PRIORITY_TAG: original_priority(run.tags),
-        held_run.STATE_TAG: held_run.WAITING,
         held_run.MAKER_TAG: run.run_id,
-        held_run.FRUITLESS_TAG: str(fruitless),
         held_run.POOL_TAG: pool,
-        held_run.SHORT_TAG: "sending batches",
-        held_run.LONG_TAG: f"The sensor starts run {held_id[:8]} when its batches have ended.",
     }
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 import dagster as dg
 
-from dagster_claude_batch import held_run, holding
+from dagster_claude_batch import held_run, holding, reserve
 from dagster_claude_batch.advance import Engine
 from dagster_claude_batch.batch_asset import BatchAsset, batch_assets_of_run
 from dagster_claude_batch.dagster_internals import BACKFILL_TAG
@@ -18,10 +18,7 @@ from dagster_claude_batch.workbench import Waiting
 
 @dataclass
 class Successor:
-    """What comes after one run's work on one asset; ``held_id`` is set once there is such a run.
-
-    ``in_reserve``: it is there only for the case that this run is killed.
-    """
+    """What comes after one run's work on one asset; ``held_id`` is set once there is such a run."""
 
     context: dg.AssetExecutionContext
     asset: BatchAsset
@@ -29,7 +26,6 @@ class Successor:
     wait: Literal["sensor", "run"]
     materializations: Sequence[Materialization] = ()
     held_id: str | None = None
-    in_reserve: bool = False
 
     @property
     def key(self) -> dg.AssetKey:
@@ -54,29 +50,28 @@ class Successor:
         Raises:
             NoSensorError: Nobody would let it go.
         """
-        if self.held_id is not None and not self.in_reserve:
+        if self.held_id is not None:
             return
         self._require_sensor()
         held_id = holding.successor_id(self.context.instance, self.context.run)
         self.engine.attach_run(held_id, self.materializations)
-        self.held_id, self.in_reserve = self._make(), False
+        self.held_id = self._make()
         self._note_attached(held_id)
 
-    def hold_in_reserve(self) -> None:
-        """Make the next run before a collecting run of a backfill begins its work.
-
-        A backfill ends as soon as none of its runs is left, and the sensor would bring a run back
-        that was killed only at its next tick. Not where another batch asset may fail: what
-        nobody undoes would ask it again.
-        """
-        tags = self.context.run.tags
-        if held_run.HELD_TAG not in tags or BACKFILL_TAG not in tags:
+    def keep_backfill_open(self) -> None:
+        """Put a run in reserve before a collecting run of a backfill begins its work."""
+        run = self.context.run
+        if held_run.HELD_TAG not in run.tags or BACKFILL_TAG not in run.tags:
             return
         try:
-            if len(batch_assets_of_run(self.context)) == 1 and self._can_be_held():
-                self.held_id, self.in_reserve = self._make(has_failed=True), True
-                said = "waits in reserve"
-                held_run.mark(self.context.instance, self.held_id, None, said)
+            if self._can_be_held():
+                reserve.make(
+                    self.context.instance,
+                    run,
+                    self.key,
+                    asset_graph=self.context.repository_def.asset_graph,
+                    claude_resource=self.asset.claude_resource,
+                )
         except Exception as error:  # noqa: BLE001  # it is there for bad luck, and is not worth any
             self.context.log.info(f"No run is in reserve: {error}")
 
@@ -88,6 +83,7 @@ class Successor:
         """
         self.hold()
         held_id = str(self.held_id)
+        reserve.drop(self.context.instance, self.context.run.run_id)
         if held_run.is_cancelled(self.context.instance, held_id):
             raise MaterializationCancelledError(self.asset.declaration.asset)
         claude = self.engine.claude
@@ -131,8 +127,8 @@ class Successor:
         What keeps it from that must not take the place of the error that the run fails with.
         """
         try:
-            if (self.held_id is None or self.in_reserve) and self._can_be_held():
-                self.held_id, self.in_reserve = self._make(has_failed=True), False
+            if self.held_id is None and self._can_be_held():
+                self.held_id = self._make(has_failed=True)
                 self._say_again(self.held_id)
                 if self.materializations:
                     self._note_attached(self.held_id)
@@ -141,23 +137,26 @@ class Successor:
             self.context.log.warning(f"No other run tries again by itself: {error}")
         if self.held_id is not None:
             self.settle(f"again by run {self.held_id[:8]}")
+            reserve.drop(self.context.instance, self.context.run.run_id)
 
     def note_collected(self) -> None:
         """The chain of runs that came to nothing ends here."""
         run, instance = self.context.run, self.context.instance
         if held_run.HELD_TAG in run.tags:
             instance.add_run_tags(run.run_id, {held_run.FRUITFUL_TAG: run.run_id})
-        if self.in_reserve and self.held_id is not None:
-            instance.add_run_tags(self.held_id, {held_run.FRUITLESS_TAG: "1"})
 
     def undo(self) -> None:
         """Delete the held run of a run that ends otherwise.
 
         With several batch assets in the run it stays, for another one's step may count on it; it
-        is let go when this run has ended, and finds nothing left to do.
+        is let go when this run has ended, and finds nothing left to do. So does a run in reserve,
+        which the sensor then deletes.
         """
-        if self.held_id is not None and len(batch_assets_of_run(self.context)) == 1:
+        if len(batch_assets_of_run(self.context)) > 1:
+            return
+        if self.held_id is not None:
             holding.undo(self.context.instance, self.held_id)
+        reserve.drop(self.context.instance, self.context.run.run_id)
 
     def settle(self, said: str) -> None:
         """Nothing is left to this run that somebody would have to look after, however it ends."""

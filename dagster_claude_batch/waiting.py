@@ -134,7 +134,7 @@ class Run:
 
     def attach(self, config: MaterializationConfig) -> None:
         """Find or begin what this run works on; a collecting run that cannot is tried again."""
-        self.successor.hold_in_reserve()
+        self.successor.keep_backfill_open()
         try:
             self.successor.materializations = self.engine.attach(
                 self.partitions,

@@ -20,6 +20,7 @@ from dagster._core.code_pointer import CustomPointer, ModuleCodePointer
 from dagster._core.definitions.reconstruct import ReconstructableJob, ReconstructableRepository
 from dagster._core.events import DagsterEvent, StepMaterializationData
 from dagster._core.execution.api import execute_run
+from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecord
 from dagster._core.storage.tags import TAGS_TO_MAYBE_OMIT_ON_RETRY
 from dagster_duckdb import DuckDBResource
 from dagster_shared.record import copy
@@ -31,6 +32,7 @@ from dagster_claude_batch import (
     claude_batch_sensor,
     held_run,
     holding,
+    reserve,
 )
 from dagster_claude_batch.ours import Ours
 from dagster_claude_batch.sensor.cursor import Cursor
@@ -43,6 +45,7 @@ from dagster_claude_batch.workbench import Waiting
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 CITIES = dg.DynamicPartitionsDefinition(name="cities")
 RATINGS, RATED_CITIES = dg.AssetKey("ratings"), dg.AssetKey("rated_cities")
+MOODS = dg.AssetKey("moods")
 RATING: dict[str, Any] = {
     "source": "reviews",
     "row_key": "id",
@@ -80,6 +83,7 @@ def location(directory: str) -> dg.Definitions:
     by_city = {"partitions_def": CITIES, "partition_expr": "city"}
     assets = [
         build_claude_batch_asset("ratings", **RATING),
+        build_claude_batch_asset("moods", **RATING),
         build_claude_batch_asset("rated_cities", **RATING, **by_city),
     ]
     resources = {
@@ -176,11 +180,20 @@ class Instance:
         code = ReconstructableRepository(CustomPointer(here, [str(self.directory)], []))
         job = ReconstructableJob(code, run.job_name, asset_selection=run.asset_selection)
         if run.status == dg.DagsterRunStatus.QUEUED:
-            starting = dg.DagsterEventType.RUN_STARTING.value
-            event = DagsterEvent(event_type_value=starting, job_name=run.job_name)
-            self.dagster.report_dagster_event(event, run_id=run.run_id)
+            self.begin(run)
         execute_run(job, self.run(run.run_id), self.dagster)
         return self.run(run.run_id)
+
+    def begin(self, run: dg.DagsterRun) -> None:
+        """Let a run leave the queue."""
+        starting = dg.DagsterEventType.RUN_STARTING.value
+        event = DagsterEvent(event_type_value=starting, job_name=run.job_name)
+        self.dagster.report_dagster_event(event, run_id=run.run_id)
+
+    def check_execution(self, key: dg.AssetCheckKey) -> AssetCheckExecutionRecord:
+        """What Dagster shows of a check: its newest execution."""
+        storage = self.dagster.event_log_storage
+        return storage.get_latest_asset_check_execution_by_key([key])[key]
 
     def said_by(self, run: dg.DagsterRun) -> str:
         return "\n".join(entry.user_message for entry in self.dagster.all_logs(run.run_id))
@@ -477,7 +490,7 @@ def test_a_run_leaves_another_one_that_collects(instance: Instance) -> None:
 @pytest.mark.parametrize(
     ("tags", "in_reserve"), [(BACKFILL, 1), ({}, 0)], ids=["in a backfill", "by itself"]
 )
-def test_a_backfill_has_another_run_while_one_collects_and_it_goes_when_that_is_done(
+def test_a_run_in_reserve_keeps_a_backfill_open_while_one_collects_and_goes_when_that_is_done(
     instance: Instance, tags: Mapping[str, str], in_reserve: int
 ) -> None:
     instance.rows("good")
@@ -487,17 +500,67 @@ def test_a_backfill_has_another_run_while_one_collects_and_it_goes_when_that_is_
     WHILE_LOOKING.append(lambda: (instance.tick(), seen.append(instance.queued())))
 
     collected = instance.execute(held)
+    instance.tick()
 
     assert collected.status == dg.DagsterRunStatus.SUCCESS
     assert [len(runs) for runs in seen] == [in_reserve]
     for run in seen[0]:
         assert run.tags.items() >= BACKFILL.items()
         assert held_run.read(run).maker_run_id == held.run_id
-        assert held_run.read(run).state == held_run.WAITING
+        assert held_run.read(run).state == held_run.IN_RESERVE
+    assert instance.queued() == []
+    assert instance.cursor.ended == {}
+
+
+def test_a_run_in_reserve_leaves_no_check_behind_that_it_intended_to_execute(
+    instance: Instance,
+) -> None:
+    instance.rows("good")
+    instance.execute(instance.launch(RATINGS, tags=BACKFILL))
+    (held,) = instance.let_go_when_ended()
+
+    instance.execute(held)
+
+    for check in ("every_row_answered", "failure_rate"):
+        newest = instance.check_execution(dg.AssetCheckKey(RATINGS, check))
+        assert (newest.run_id, newest.status.value) == (held.run_id, "SUCCEEDED")
+
+
+@pytest.mark.parametrize("keys", [(RATINGS,), (RATINGS, MOODS)], ids=["one", "two"])
+def test_the_run_in_reserve_stays_until_one_that_was_killed_is_brought_back(
+    instance: Instance, keys: Sequence[dg.AssetKey]
+) -> None:
+    instance.rows("good")
+    instance.execute(instance.launch(*keys, tags=BACKFILL))
+    (held,) = instance.let_go_when_ended()
+    instance.begin(held)
+    reserve.make(
+        instance.dagster,
+        held,
+        RATINGS,
+        asset_graph=REPOSITORY.asset_graph,
+        claude_resource=RESOURCE,
+    )
+    instance.tick()
+    (in_reserve,) = instance.queued()
+
+    instance.fail(held)
+    instance.tick()
+
+    (again,) = instance.queued()
+    assert (in_reserve.run_id, again.run_id) == (
+        reserve.reserve_id(held.run_id),
+        holding.held_run_id(held.run_id),
+    )
+    assert held_run.read(again).fruitless == 1
+    assert instance.execute(again).status == dg.DagsterRunStatus.SUCCESS
+    instance.tick()
     assert instance.queued() == []
 
 
-def test_the_run_in_reserve_tries_again_when_the_collecting_run_fails(instance: Instance) -> None:
+def test_a_collecting_run_of_a_backfill_that_fails_leaves_a_run_that_tries_again_and_no_other(
+    instance: Instance,
+) -> None:
     instance.rows("good")
     instance.execute(instance.launch(RATINGS, tags=BACKFILL))
     (held,) = instance.let_go_when_ended()
@@ -514,7 +577,8 @@ def test_the_run_in_reserve_tries_again_when_the_collecting_run_fails(instance: 
     (again,) = instance.queued()
 
     assert failed.status == FAILURE
-    assert [again.run_id] == seen
+    assert seen == [reserve.reserve_id(held.run_id)]
+    assert again.run_id == holding.held_run_id(held.run_id)
     assert again.tags[held_run.SHORT_TAG].startswith("again at ")
     assert held_run.read(again).fruitless == 1
     assert instance.execute(again).status == dg.DagsterRunStatus.SUCCESS

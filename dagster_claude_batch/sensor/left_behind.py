@@ -1,13 +1,13 @@
 """Runs that ended while something was out: brought back, or noted for the landing job."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import dagster as dg
 
-from dagster_claude_batch import held_run, holding
+from dagster_claude_batch import held_run, holding, reserve
 from dagster_claude_batch.batch_asset import batch_asset_keys
-from dagster_claude_batch.dagster_internals import WILL_RETRY_TAG
+from dagster_claude_batch.dagster_internals import AUTO_RETRY_TAG, WILL_RETRY_TAG
 from dagster_claude_batch.sensor.scene import Scene
 
 RETRIES_PER_TICK: Final = 20
@@ -55,6 +55,24 @@ def _is_brought_back(scene: Scene, run: dg.DagsterRun) -> bool:
         return False
     held_run.say_again(scene.instance, held_id, run, scene.poll_interval)
     return True
+
+
+def drop_reserves(scene: Scene, reserves: Sequence[dg.DagsterRun]) -> None:
+    """Delete the runs in reserve for runs that have ended, unless these are to be brought back."""
+    makers = scene.runs(held_run.read(run).maker_run_id for run in reserves)
+    for run in reserves:
+        maker_id = held_run.read(run).maker_run_id
+        maker = makers.get(maker_id)
+        if maker is None or (maker.is_finished and not _may_come_back(maker)):
+            with scene.boundary(f"Run {run.run_id[:8]} was not deleted"):
+                reserve.drop(scene.instance, maker_id)
+
+
+def _may_come_back(run: dg.DagsterRun) -> bool:
+    """Whether nobody has gone on yet with a run that failed."""
+    is_left = run.tags.get(held_run.STATE_TAG) == held_run.RELEASED
+    is_retried = AUTO_RETRY_TAG in run.tags
+    return run.status == dg.DagsterRunStatus.FAILURE and is_left and not is_retried
 
 
 def notice_ended(scene: Scene, runs: Mapping[str, dg.DagsterRun]) -> None:

@@ -1,6 +1,6 @@
 """The limits of held runs' pools, which go when their runs do."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from datetime import timedelta
 from typing import Final
 
@@ -13,7 +13,7 @@ OLD_POOL: Final = timedelta(minutes=10)
 """A pool limit comes before its run: only one that stays without a run was left behind."""
 
 
-def sweep(scene: Scene, runs: Mapping[str, dg.DagsterRun]) -> list[dg.DagsterRun]:
+def sweep(scene: Scene, runs: Iterable[dg.DagsterRun]) -> list[dg.DagsterRun]:
     """Delete pool limits that belong to no held run any more, once they are surely old.
 
     Returned are others' runs that are held, as far as they had to be looked for.
@@ -22,7 +22,7 @@ def sweep(scene: Scene, runs: Mapping[str, dg.DagsterRun]) -> list[dg.DagsterRun
         return []
     limits = scene.instance.event_log_storage.get_pool_limits()
     ours = {each.name for each in limits if each.name.startswith(held_run.POOL_PREFIX)}
-    used = {held_run.read(run).pool for run in runs.values()}
+    used = {held_run.read(run).pool for run in runs}
     now = scene.real_now().timestamp()
     seen = {pool: scene.cursor.pools.get(pool, now) for pool in ours - used}
     old = [pool for pool, since in seen.items() if now - since > OLD_POOL.total_seconds()]

@@ -1,6 +1,7 @@
 """The held runs in the queue: finding them, and letting them go."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
 
@@ -27,8 +28,17 @@ _AT_WORK: Final = (
 )
 
 
-def held_runs(scene: Scene) -> tuple[dict[str, dg.DagsterRun], list[dg.DagsterRun]]:
-    """The held runs of this code location, and those of others."""
+@dataclass(frozen=True)
+class Queue:
+    """The held runs in it: of this code location by id, those in reserve, and those of others."""
+
+    runs: Mapping[str, dg.DagsterRun]
+    reserves: Sequence[dg.DagsterRun]
+    elsewhere: Sequence[dg.DagsterRun]
+
+
+def read_queue(scene: Scene) -> Queue:
+    """Find the held runs."""
     tags = {held_run.HELD_TAG: scene.claude_resource}
     found = held_run.in_queue(scene.instance, tags, QUEUED)
     copies = [run for run in found if held_run.is_copy(run)]
@@ -36,8 +46,10 @@ def held_runs(scene: Scene) -> tuple[dict[str, dg.DagsterRun], list[dg.DagsterRu
         with scene.boundary(f"Run {run.run_id[:8]} keeps the lowest priority"):
             held_run.take_for_ordinary(scene.instance, run)
     found = [run for run in found if run not in copies]
-    runs = {run.run_id: run for run in found if scene.ours.include(run)}
-    return runs, [run for run in found if run.run_id not in runs]
+    ours = [run for run in found if scene.ours.include(run)]
+    elsewhere = [run for run in found if run not in ours]
+    reserves = [run for run in ours if held_run.read(run).state == held_run.IN_RESERVE]
+    return Queue({run.run_id: run for run in ours if run not in reserves}, reserves, elsewhere)
 
 
 def enqueue_left_behind(scene: Scene, runs: Mapping[str, dg.DagsterRun]) -> None:

@@ -13,9 +13,9 @@ def tick(scene: Scene) -> dg.SensorResult:
     Without the runs of the first step nothing can be decided: then the tick fails, and the next
     one begins where this one did.
     """
-    runs, elsewhere = queue.held_runs(scene)
+    found = queue.read_queue(scene)
     lacking = dagster_internals.missing(scene.instance)
-    ours = runs if lacking is None else {}
+    ours = dict(found.runs) if lacking is None else {}
     problem, look = None, looking.Look()
     waiting: list[Held] = []
     released: set[str] = set()
@@ -31,11 +31,13 @@ def tick(scene: Scene) -> dg.SensorResult:
     with scene.boundary("Not every run was brought back"):
         if lacking is None:
             left_behind.bring_back(scene)
+    with scene.boundary("Runs in reserve were not deleted"):
+        left_behind.drop_reserves(scene, found.reserves)
     with scene.boundary("Runs that ended were not noted"):
-        left_behind.notice_ended(scene, runs)
+        left_behind.notice_ended(scene, found.runs)
     with scene.boundary("Old pools were not deleted"):
         if lacking is None:
-            others = pools.sweep(scene, runs)
+            others = pools.sweep(scene, [*found.runs.values(), *found.reserves])
     with scene.boundary("No landing run was asked for"):
         requests = landing.requests(scene)
     left = [pair for pair in waiting if pair[0].run_id not in released]
@@ -45,8 +47,8 @@ def tick(scene: Scene) -> dg.SensorResult:
     if lacking is None:
         summary = said.summary(scene, [held for held, _ in left], released, problems)
     else:
-        summary = " ".join([*problems, said.of_no_held_runs(lacking, runs.values())])
-    summary += said.may_have_been_renamed(scene, elsewhere)
+        summary = " ".join([*problems, said.of_no_held_runs(lacking, found.runs.values())])
+    summary += said.may_have_been_renamed(scene, found.elsewhere)
     summary += said.have_no_sensor(scene, others)
     return dg.SensorResult(
         run_requests=requests,

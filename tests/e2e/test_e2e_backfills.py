@@ -37,6 +37,8 @@ def test_a_backfill_waits_without_a_run_in_progress_and_then_materializes_everyt
     assert at_the_end == Shown({"materialized": 3}, "COMPLETED_SUCCESS")
     assert stage.shown("backfilled_read") == Shown({"materialized": 3})
     assert (backfill.materialized, backfill.failed) == (6, 0)
+    (newest,) = dagster.check_executions("backfilled", "failure_rate", limit=1)
+    assert newest.status == "SUCCEEDED"
     events = dagster.asset_materializations("backfilled")
     assert [event.metadata["waiting_for_batches"] for event in events] == [0, 0, 0]
     counts = "SELECT _partition, count(*), count(DISTINCT review_id) FROM {} GROUP BY 1 ORDER BY 1"
