@@ -49,10 +49,11 @@ class Asking:
         if known:
             launches.attach(connection, asset, run_id, known, self.now, like=like)
             return known
-        found = self._join_or_open(connection, self.slices, self.config)
-        launches.attach(connection, asset, run_id, found, self.now)
-        self._note_joined(connection, found, self.config, since=self.now)
-        return found
+        joined, opened = self._join_or_open(connection, self.slices, self.config)
+        launches.attach(connection, asset, run_id, [*joined, *opened], self.now)
+        if self.config.limit is None:
+            launches.note_joined(connection, asset, run_id, joined, joined=True)
+        return [*joined, *opened]
 
     def catch_up(self, connection: Connection) -> list[Materialization]:
         """Join or begin what the run's launch asks beyond what it has joined, now at its end.
@@ -73,30 +74,12 @@ class Asking:
             return []
         launches.note_joined(connection, asset, run_id, joined, joined=False)
         left = _beyond(self.config, [each.config for each in joined])
-        found = self._join_or_open(connection, behind, left)
-        launches.attach_all(connection, asset, run_id, found, self.now)
-        since = launches.launched_at(connection, asset, run_id)
-        self._note_joined(connection, found, left, since=since)
-        return found
-
-    def _note_joined(
-        self,
-        connection: Connection,
-        found: Sequence[Materialization],
-        config: MaterializationConfig,
-        *,
-        since: datetime,
-    ) -> None:
-        """Note which of these do not cover what was asked of a launch at ``since``."""
-        if config.limit is not None:
-            return
-        behind = [
-            each
-            for each in found
-            if each.started_at < since or (config.refresh and not each.config.refresh)
-        ]
-        asset, run_id = self.declaration.asset, self.run.run_id
-        launches.note_joined(connection, asset, run_id, behind, joined=True)
+        others, opened = self._join_or_open(connection, behind, left)
+        launches.attach_all(connection, asset, run_id, [*others, *opened], self.now)
+        # The launch would have joined these too, had they been there: they have begun since.
+        unrefreshed = [each for each in others if left.refresh and not each.config.refresh]
+        launches.note_joined(connection, asset, run_id, unrefreshed, joined=True)
+        return [*others, *opened]
 
     def _known_to_the_ledger(
         self, connection: Connection
@@ -123,7 +106,8 @@ class Asking:
         connection: Connection,
         slices: Sequence[PartitionSlice],
         config: MaterializationConfig,
-    ) -> list[Materialization]:
+    ) -> tuple[list[Materialization], list[Materialization]]:
+        """What is open for these partitions, and what is begun for the others."""
         asset = self.declaration.asset
         source = find_source(connection, self.declaration)
         registered = prepare_tables(connection, self.declaration, source)
@@ -147,12 +131,12 @@ class Asking:
         taken = {key for each in joined for key in each.partitions}
         left = [part for part in slices if part.key not in taken]
         if not left:
-            return joined
+            return joined, []
         keys = [part.key for part in left]
         opened = ledger.open_materialization(connection, asset, keys, config, self.now)
         adopt_chunks(connection, registered, opened)
         plan_first(Plan(connection, self.declaration, registered, opened, self.now), left)
-        return [*joined, opened]
+        return joined, [opened]
 
 
 def _beyond(

@@ -6,7 +6,7 @@ from datetime import datetime
 
 from dagster_claude_batch import ledger
 from dagster_claude_batch.ledger import Materialization
-from dagster_claude_batch.warehouse import Connection, row, rows
+from dagster_claude_batch.warehouse import Connection, rows
 
 
 @dataclass(frozen=True)
@@ -87,17 +87,6 @@ def note_joined(
             "ids": [each.materialization_id for each in materializations],
         },
     )
-
-
-def launched_at(connection: Connection, asset: str, run_id: str) -> datetime:
-    """When the launch of a run came to its first materialization."""
-    (moment,) = row(
-        connection,
-        "SELECT min(attached_at) FROM claude_batch.runs WHERE asset = $asset "
-        "AND list_contains($runs, run_id)",
-        {"asset": asset, "runs": _of_launch(connection, asset, run_id)},
-    )
-    return moment
 
 
 def _of_launch(connection: Connection, asset: str, run_id: str) -> list[str]:

@@ -483,10 +483,13 @@ def _new_row(project: Project, key: str) -> None:
     project.sql(f"INSERT INTO texts VALUES ('tweets', '{key}', 'Come since')")
 
 
+@pytest.mark.parametrize("ahead", [0, 60], ids=["one clock", "a clock that is ahead"])
 def test_what_had_come_before_a_launch_is_asked_when_what_it_joined_is_done(
-    tweets: Project,
+    tweets: Project, ahead: int
 ) -> None:
     tweets.start()
+    began = f"started_at + INTERVAL {ahead} SECOND"
+    tweets.sql(f"UPDATE claude_batch.materializations SET started_at = {began}")
     _new_row(tweets, "new")
     tweets.change("t0", "Changed since")
     second = tweets.start()
