@@ -14,7 +14,7 @@ from e2e_gates import Gate
 from e2e_simulated import CURED
 from e2e_situations import Shown
 
-from dagster_claude_batch import held_run
+from dagster_claude_batch import held_run, reserve
 from dagster_claude_batch.simulator import Batch, Simulator
 
 HERE = Path(__file__).parent
@@ -238,7 +238,8 @@ class Stage:
 
     def held_runs_of(self, run_id: str) -> list[Run]:
         """The run that a run has made to collect, if there is one."""
-        return self.dagster.runs(tags={held_run.MAKER_TAG: run_id})
+        made = self.dagster.runs(tags={held_run.MAKER_TAG: run_id})
+        return [run for run in made if run.run_id != reserve.reserve_id(run_id)]
 
 
 @contextmanager
