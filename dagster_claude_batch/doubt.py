@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 CLOCK_SKEW: Final = timedelta(minutes=5)
-"""How far our clock and the API's may disagree about when a batch was created."""
+"""How far the clock of a machine of ours and the API's may disagree."""
 
 SETTLING: Final = timedelta(minutes=5)
 """How long a batch may take to show up in `list` before we believe that there is none."""
@@ -64,6 +64,14 @@ Verdict: TypeAlias = Found | NotFound | Unsettled
 def settled_at(claude: ClaudeBatchResource, chunk: Chunk) -> datetime:
     """From when on a batch of this sending that is not in `list` does not exist.
 
+    The clock of the machine that sent may have been slow, and that of the one that judges be fast.
+    """
+    return _over_at(claude, chunk) + SETTLING + 2 * CLOCK_SKEW
+
+
+def _over_at(claude: ClaudeBatchResource, chunk: Chunk) -> datetime:
+    """When the call was over at the latest, by the clock of the machine that sent.
+
     A call that has broken off may still have its effect for as long as it could have lasted by
     itself. One that nobody has seen to end, for its process was killed, took as long as a call
     can: as long as an upload may, and then as long as the API may be silent.
@@ -72,10 +80,8 @@ def settled_at(claude: ClaudeBatchResource, chunk: Chunk) -> datetime:
         raise LostChunkError(chunk.chunk_id, expected="sending")
     timeout = timedelta(seconds=claude.timeout_seconds)
     if chunk.doubted_at is None:
-        over = chunk.sending_at + 2 * timeout
-    else:
-        over = max(chunk.doubted_at, chunk.sending_at + timeout)
-    return over + SETTLING + CLOCK_SKEW
+        return chunk.sending_at + 2 * timeout
+    return max(chunk.doubted_at, chunk.sending_at + timeout)
 
 
 def reconcile(
@@ -123,7 +129,7 @@ def appeared(
     until = settled_at(claude, chunk)
     for batch in candidates_for(chunk, strangers, before=until + LATEST_APPEARANCE):
         proven = proof(claude, batch, chunk, now)
-        soon = until - SETTLING - CLOCK_SKEW
+        soon = _over_at(claude, chunk)
         is_late = batch.processing_status != "ended" and batch.created_at <= soon
         if proven or (proven is None and is_late):
             return batch

@@ -33,7 +33,7 @@ from dagster_claude_batch.warehouse import Connection, Warehouse, read_arrow
 Make = Callable[..., Project]
 CREATE = "POST /v1/messages/batches"
 RESULTS = "GET /v1/messages/batches/…/results"
-LONG_ENOUGH = timedelta(minutes=31)
+LONG_ENOUGH = timedelta(minutes=36)
 
 pytestmark = pytest.mark.opens_anew
 

@@ -14,7 +14,7 @@ from dagster_claude_batch.ledger import MaterializationConfig
 
 Make = Callable[..., Project]
 CREATE = "POST /v1/messages/batches"
-LONG_ENOUGH = timedelta(minutes=31)
+LONG_ENOUGH = timedelta(minutes=36)
 
 
 def test_a_lost_answer_is_not_a_reason_to_send_again(tweets: Project) -> None:

@@ -19,7 +19,7 @@ from dagster_claude_batch.ledger import MaterializationConfig
 CREATE = "POST /v1/messages/batches"
 LIST = "GET /v1/messages/batches"
 RESULTS = "GET /v1/messages/batches/…/results"
-LONG_ENOUGH = timedelta(minutes=31)
+LONG_ENOUGH = timedelta(minutes=36)
 Make = Callable[..., Project]
 
 

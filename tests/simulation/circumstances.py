@@ -47,6 +47,8 @@ class Circumstances:
     events: frozenset[str]
     favourite: str = ""
     """What befalls a call wherever it can, if anything does: how the name of a fault begins."""
+    clocks_differ: bool = False
+    """Each process is on a machine with a clock of its own."""
     reloads: bool = False
     """Its source is truncated and loaded again, instead of losing single rows."""
 
@@ -84,6 +86,7 @@ def circumstances_of(seed: int) -> Circumstances:
         length=random.randint(4, 14),
         events=frozenset(events - {"day", "month"} if strays else events),
         reloads=random.random() < 0.2,
+        clocks_differ=random.random() < 0.25,
     )
 
 

@@ -24,7 +24,7 @@ AT_ONCE = 12
 DIRECTED = {
     "sending.Sender._split:transact": 1,
     "sending.Sender._unsend:transact": 2,
-    "advance.Engine._adopt:transact": 11,
+    "advance.Engine._adopt:transact": 25,
     "reconciling.record_late:transact": 11,
     "sending.Sender._is_still_ours:transact": 6,
     "advance.Engine._refuse_to_go_on_halted:transact": 8,

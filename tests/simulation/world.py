@@ -80,7 +80,7 @@ class Claude(LocalClaudeBatchResource):
         return self._world.simulator
 
     def now(self) -> datetime:
-        return self._world.clock.now()
+        return self._world.clock.now() + self._world.skew_of(self._run)
 
 
 @cache
@@ -168,6 +168,12 @@ class World:
                 name=name,
             )
         )
+
+    def skew_of(self, run_id: str) -> timedelta:
+        """How wrong the clock is of the machine on which a run is at work."""
+        if not self.circumstances.clocks_differ or self.circumstances.skew:
+            return timedelta()
+        return timedelta(minutes=Random(f"clock {self.seed} {run_id}").uniform(-4.5, 4.5))
 
     def engine(
         self, run_id: str, pause: Callable[[Boundary], Any], *, retry_of: str | None = None
