@@ -3,9 +3,12 @@
 import errno
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from dagster_claude_batch.one_line import one_line
+
+if TYPE_CHECKING:
+    from dagster_claude_batch.ledger import Materialization
 
 _NOTHING_IS_LOST: Final = (
     "Nothing is lost: what had been sent is found and collected later, and never sent twice."
@@ -343,10 +346,13 @@ class MaterializationCancelledError(ClaudeBatchError):
 
 
 class MaterializationDoneError(ClaudeBatchError):
-    """An automatic retry of a run whose materialization has come to its end."""
+    """An automatic retry of a run whose materializations have come to their end."""
 
-    def __init__(self, asset: str, parent_run_id: str) -> None:
+    def __init__(
+        self, asset: str, parent_run_id: str, materializations: "Sequence[Materialization]"
+    ) -> None:
         self.parent_run_id = parent_run_id
+        self.materializations = materializations
         super().__init__(
             f"This run is an automatic retry of run {parent_run_id}, whose materialization of "
             f"asset {asset!r} is done: retrying by itself would only pay again, so nothing was "

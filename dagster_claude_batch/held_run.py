@@ -292,7 +292,7 @@ def is_copy(run: dg.DagsterRun) -> bool:
 
 def take_for_ordinary(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
     """Take from a copy of a run that was waiting what made that one wait; repeating it is free."""
-    if run.tags.get(STATE_TAG) != WAITING:
+    if run.tags.get(STATE_TAG) not in (WAITING, IN_RESERVE):
         return
     # Dagster's own retry collects, as the run that it repeats; a person asks anew.
     state = RELEASED if RETRY_NUMBER_TAG in run.tags else SETTLED

@@ -37,7 +37,8 @@ class Asking:
         """Find what the run works on; join what is open for its partitions, and begin the rest.
 
         Raises:
-            MaterializationDoneError: The run is an automatic retry, and nothing is left to do.
+            MaterializationDoneError: The run is an automatic retry, and what the run that failed
+                worked on is at its end.
             LedgerLostError: The run is to collect what this ledger does not know.
             SourceNotFoundError, SourceFailedError, MissingColumnError, NullRowKeyError,
             DuplicateRowKeyError, ColumnCollisionError, ColumnTypeChangedError,
@@ -77,8 +78,8 @@ class Asking:
         others, opened = self._join_or_open(connection, behind, left)
         launches.attach_all(connection, asset, run_id, [*others, *opened], self.now)
         # The launch would have joined these too, had they been there: they have begun since.
-        unrefreshed = [each for each in others if left.refresh and not each.config.refresh]
-        launches.note_joined(connection, asset, run_id, unrefreshed, joined=True)
+        weaker = [each for each in others if _beyond(left, [each.config]) != _nothing(left)]
+        launches.note_joined(connection, asset, run_id, weaker, joined=True)
         return [*others, *opened]
 
     def _known_to_the_ledger(
@@ -91,8 +92,11 @@ class Asking:
             return known, run.run_id
         if run.retry_of is not None:
             known = launches.materializations_of(connection, asset, run.retry_of)
-            if known and not any(each.state == "open" for each in known):
-                raise MaterializationDoneError(asset, run.retry_of)
+            has_to_catch_up = launches.materializations_of(
+                connection, asset, run.retry_of, only_joined=True
+            )
+            if known and not has_to_catch_up and not any(each.state == "open" for each in known):
+                raise MaterializationDoneError(asset, run.retry_of, known)
             if known:
                 return known, run.retry_of
         if run.collects_for is not None:
@@ -137,6 +141,11 @@ class Asking:
         adopt_chunks(connection, registered, opened)
         plan_first(Plan(connection, self.declaration, registered, opened, self.now), left)
         return joined, [opened]
+
+
+def _nothing(config: MaterializationConfig) -> MaterializationConfig:
+    """The same without anything that asks for more than new and changed rows."""
+    return replace(config, refresh=False, retry_failed="none")
 
 
 def _beyond(

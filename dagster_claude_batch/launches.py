@@ -76,7 +76,7 @@ def note_joined(
     *,
     joined: bool,
 ) -> None:
-    """Note for a run's launch whether these had been planned before it, and it has to catch up."""
+    """Note for a run's launch whether it has to catch up with these, once they are done."""
     connection.execute(
         "UPDATE claude_batch.runs SET joined = $joined WHERE asset = $asset "
         "AND list_contains($runs, run_id) AND list_contains($ids::VARCHAR[], materialization_id)",
@@ -106,7 +106,7 @@ def materializations_of(
 ) -> list[Materialization]:
     """What a run works on, oldest first; empty for a run that the ledger has not seen.
 
-    With ``only_joined``, only that which had been planned before its launch.
+    With ``only_joined``, only that with which its launch has to catch up.
     """
     is_ours = (
         "materialization_id IN (SELECT materialization_id FROM claude_batch.runs "

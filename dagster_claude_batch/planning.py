@@ -20,9 +20,7 @@ from dagster_claude_batch.due import (
     choose_retries,
     choose_up_to,
 )
-from dagster_claude_batch.errors import (
-    OversizedRequestError,
-)
+from dagster_claude_batch.errors import OversizedRequestError
 from dagster_claude_batch.matching import our_columns, selected_columns
 from dagster_claude_batch.plan import Plan
 from dagster_claude_batch.settling import row_examples

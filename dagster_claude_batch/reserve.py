@@ -55,6 +55,8 @@ def make(
 def drop(instance: dg.DagsterInstance, run_id: str) -> None:
     """Delete the run in reserve for a run, if there is one: it is not needed any more."""
     made_id = reserve_id(run_id)
-    if holding.has_not_begun(instance.get_run_by_id(made_id)):
+    made = instance.get_run_by_id(made_id)
+    is_cancelled = made is not None and made.status == dg.DagsterRunStatus.CANCELED
+    if is_cancelled or holding.has_not_begun(made):
         instance.delete_run(made_id)
         held_run.forget_pool(instance, held_run.pool_of(made_id))

@@ -83,7 +83,7 @@ class Successor:
         """
         self.hold()
         held_id = str(self.held_id)
-        reserve.drop(self.context.instance, self.context.run.run_id)
+        self._drop_reserve()
         if held_run.is_cancelled(self.context.instance, held_id):
             raise MaterializationCancelledError(self.asset.declaration.asset)
         claude = self.engine.claude
@@ -137,7 +137,7 @@ class Successor:
             self.context.log.warning(f"No other run tries again by itself: {error}")
         if self.held_id is not None:
             self.settle(f"again by run {self.held_id[:8]}")
-            reserve.drop(self.context.instance, self.context.run.run_id)
+            self._drop_reserve()
 
     def note_collected(self) -> None:
         """The chain of runs that came to nothing ends here."""
@@ -149,14 +149,19 @@ class Successor:
         """Delete the held run of a run that ends otherwise.
 
         With several batch assets in the run it stays, for another one's step may count on it; it
-        is let go when this run has ended, and finds nothing left to do. So does a run in reserve,
-        which the sensor then deletes.
+        is let go when this run has ended, and finds nothing left to do.
         """
-        if len(batch_assets_of_run(self.context)) > 1:
-            return
-        if self.held_id is not None:
+        if self.held_id is not None and self._is_alone():
             holding.undo(self.context.instance, self.held_id)
-        reserve.drop(self.context.instance, self.context.run.run_id)
+        self._drop_reserve()
+
+    def _drop_reserve(self) -> None:
+        """Delete the run in reserve; where another step may count on it, the sensor does."""
+        if self._is_alone():
+            reserve.drop(self.context.instance, self.context.run.run_id)
+
+    def _is_alone(self) -> bool:
+        return len(batch_assets_of_run(self.context)) == 1
 
     def settle(self, said: str) -> None:
         """Nothing is left to this run that somebody would have to look after, however it ends."""

@@ -142,16 +142,21 @@ class Run:
                 is_given_up=partial(held_run.were_given_up, self.context.instance),
             )
         except MaterializationDoneError as done:
-            self.successor.undo()
             self.successor.settle("nothing was left to do")
-            if not finishing.is_complete(self.asset.declaration, self.reports([])):
+            if not self._is_complete(done.materializations):
+                self.successor.undo()
                 raise
-            # Another run has collected it since that one failed; to fail too would be untrue.
+            # All was collected, be it by another run since; to fail too would be untrue.
             self.context.log.info(f"Nothing is left to do of what run {done.parent_run_id} began.")
         except Exception:
             if held_run.HELD_TAG in self.context.run.tags:
                 self.successor.leave_to_another_try()
             raise
+
+    def _is_complete(self, done: Sequence[Materialization]) -> bool:
+        """Whether materializations have asked all that there is, and no partition would fail."""
+        asked_all = all(each.state == "done" and each.config.limit is None for each in done)
+        return asked_all and finishing.is_complete(self.asset.declaration, self.reports([]))
 
     def reports(self, materializations: Sequence[Materialization]) -> list[PartitionReport]:
         """How each partition stands."""

@@ -132,11 +132,18 @@ class Instance:
     def run(self, run_id: str) -> dg.DagsterRun:
         return run_of(self.dagster, run_id)
 
-    def launch(self, *keys: dg.AssetKey, tags: Mapping[str, str] | None = None) -> dg.DagsterRun:
-        """A run of these assets, as a person launches it."""
+    def launch(
+        self, *keys: dg.AssetKey, tags: Mapping[str, str] | None = None, **config: Any
+    ) -> dg.DagsterRun:
+        """A run of these assets, as a person launches it; ``config`` is the op's."""
         job = REPOSITORY.get_implicit_global_asset_job_def().get_subset(asset_selection=set(keys))
         run = self.dagster.create_run_for_job(
-            job, remote_job_origin=ORIGIN.get_job_origin(job.name), asset_selection=frozenset(keys)
+            job,
+            run_config={"ops": {key.path[-1]: {"config": config} for key in keys}}
+            if config
+            else {},
+            remote_job_origin=ORIGIN.get_job_origin(job.name),
+            asset_selection=frozenset(keys),
         )
         self.dagster.add_run_tags(run.run_id, {**(tags or {})})
         return self.run(run.run_id)
@@ -228,6 +235,10 @@ class Instance:
         )
         self.dagster.add_run(again)
         return again
+
+    def run_like(self, run: dg.DagsterRun, tags: Mapping[str, str]) -> dg.DagsterRun:
+        """The same run with other tags."""
+        return copy(run, tags=dict(tags))
 
     def retry(self, run: dg.DagsterRun) -> dg.DagsterRun:
         """Another try of a run, as Dagster's daemon launches it."""
@@ -558,6 +569,80 @@ def test_the_run_in_reserve_stays_until_one_that_was_killed_is_brought_back(
     assert instance.queued() == []
 
 
+def test_a_run_in_reserve_stays_where_the_run_could_not_be_brought_back_yet(
+    instance: Instance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = _killed_with_a_reserve(instance)
+    _fail_for(monkeypatch, instance, "create_run", holding.held_run_id(held.run_id))
+
+    instance.tick()
+
+    assert [run.run_id for run in instance.queued()] == [reserve.reserve_id(held.run_id)]
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {"dagster/will_retry": "true", "dagster/auto_retry_run_id": "another"},
+        {held_run.FRUITLESS_TAG: str(holding.MOST_FRUITLESS)},
+        {held_run.STATE_TAG: held_run.SETTLED},
+    ],
+    ids=["retried by Dagster", "one failure too many", "settled"],
+)
+def test_a_run_in_reserve_goes_when_nobody_is_going_to_bring_its_run_back(
+    instance: Instance, tags: Mapping[str, str]
+) -> None:
+    held = _killed_with_a_reserve(instance)
+    # With what it waited for, it would not be one that came to nothing.
+    waits = [tag for tag in held.tags if tag.startswith(f"{held_run.OURS}wait.")]
+    without = {tag: value for tag, value in held.tags.items() if tag not in waits}
+    instance.dagster.delete_run(held.run_id)
+    instance.dagster.add_run(instance.run_like(held, {**without, **tags}))
+
+    instance.tick()
+
+    assert instance.queued() == []
+
+
+def _killed_with_a_reserve(instance: Instance) -> dg.DagsterRun:
+    """A collecting run of a backfill that was killed at its work."""
+    instance.rows("good")
+    instance.execute(instance.launch(RATINGS, tags=BACKFILL))
+    (held,) = instance.let_go_when_ended()
+    instance.begin(held)
+    reserve.make(
+        instance.dagster,
+        held,
+        RATINGS,
+        asset_graph=REPOSITORY.asset_graph,
+        claude_resource=RESOURCE,
+    )
+    return instance.fail(held)
+
+
+def test_a_run_in_reserve_that_somebody_cancels_goes_with_the_others_and_may_be_launched_again(
+    instance: Instance,
+) -> None:
+    instance.rows("good")
+    instance.execute(instance.launch(RATINGS, tags=BACKFILL))
+    (held,) = instance.let_go_when_ended()
+    copies: list[dg.DagsterRun] = []
+
+    def cancel() -> None:
+        for run in instance.queued():
+            instance.dagster.report_run_canceled(run)
+            copies.append(instance.relaunch(run))
+
+    WHILE_LOOKING.append(cancel)
+
+    instance.execute(held)
+    instance.tick()
+
+    assert not instance.dagster.has_run(reserve.reserve_id(held.run_id))
+    (copy_,) = copies
+    assert held_run.read(instance.run(copy_.run_id)).state == held_run.SETTLED
+
+
 def test_a_collecting_run_of_a_backfill_that_fails_leaves_a_run_that_tries_again_and_no_other(
     instance: Instance,
 ) -> None:
@@ -609,6 +694,35 @@ def test_a_retry_of_a_run_for_which_another_has_collected_sends_nothing_and_ends
     assert (failed.status, retried.status) == (FAILURE, ends)
     assert instance.queued() == []
     assert len(instance.simulator.batches()) == 1
+
+
+@pytest.mark.parametrize(
+    ("config", "happens"),
+    [
+        ({"refresh": True}, "somebody cancels the run that it leaves"),
+        ({"limit": 1}, "it was a trial"),
+    ],
+    ids=["cancelled", "limited"],
+)
+def test_a_retry_of_a_run_that_asked_only_a_part_does_not_materialize(
+    instance: Instance, config: Mapping[str, Any], happens: str
+) -> None:
+    instance.rows("good")
+    instance.execute(instance.launch(RATINGS))
+    (held,) = instance.let_go_when_ended()
+    instance.execute(held)
+    if "cancels" in happens:
+        WHILE_SENDING.append(
+            lambda: [instance.dagster.report_run_canceled(run) for run in instance.queued()]
+        )
+    first = instance.execute(instance.launch(RATINGS, **config))
+    WHILE_SENDING.clear()
+
+    retried = instance.execute(instance.retry(first))
+
+    assert retried.status == FAILURE
+    (newest,) = instance.dagster.fetch_materializations(RATINGS, limit=1).records
+    assert newest.run_id == held.run_id
 
 
 def test_a_run_that_collected_something_is_no_run_that_came_to_nothing(instance: Instance) -> None:

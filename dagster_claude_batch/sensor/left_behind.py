@@ -72,7 +72,9 @@ def _may_come_back(run: dg.DagsterRun) -> bool:
     """Whether nobody has gone on yet with a run that failed."""
     is_left = run.tags.get(held_run.STATE_TAG) == held_run.RELEASED
     is_retried = AUTO_RETRY_TAG in run.tags
-    return run.status == dg.DagsterRunStatus.FAILURE and is_left and not is_retried
+    is_given_up = holding.fruitless_runs(run, has_failed=True) > holding.MOST_FRUITLESS
+    is_failed = run.status == dg.DagsterRunStatus.FAILURE
+    return is_failed and is_left and not is_retried and not is_given_up
 
 
 def notice_ended(scene: Scene, runs: Mapping[str, dg.DagsterRun]) -> None:

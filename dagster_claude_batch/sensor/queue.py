@@ -46,10 +46,14 @@ def read_queue(scene: Scene) -> Queue:
         with scene.boundary(f"Run {run.run_id[:8]} keeps the lowest priority"):
             held_run.take_for_ordinary(scene.instance, run)
     found = [run for run in found if run not in copies]
-    ours = [run for run in found if scene.ours.include(run)]
-    elsewhere = [run for run in found if run not in ours]
-    reserves = [run for run in ours if held_run.read(run).state == held_run.IN_RESERVE]
-    return Queue({run.run_id: run for run in ours if run not in reserves}, reserves, elsewhere)
+    reserves = [run for run in found if run.tags.get(held_run.STATE_TAG) == held_run.IN_RESERVE]
+    waiting = [run for run in found if run not in reserves]
+    runs = {run.run_id: run for run in waiting if scene.ours.include(run)}
+    return Queue(
+        runs,
+        [run for run in reserves if scene.ours.include(run)],
+        [run for run in waiting if run.run_id not in runs],
+    )
 
 
 def enqueue_left_behind(scene: Scene, runs: Mapping[str, dg.DagsterRun]) -> None:

@@ -67,6 +67,19 @@ def test_nothing_is_concluded_before_all_that_there_can_be_must_show(tweets: Pro
     assert len(tweets.answers()) == 10
 
 
+@pytest.mark.parametrize(("minutes", "posts"), [(24, 1), (26, 2)])
+def test_nothing_is_sent_anew_before_the_clocks_of_both_machines_may_be_wrong(
+    tweets: Project, minutes: int, posts: int
+) -> None:
+    tweets.wire.lose_call(CREATE, httpx2.ReadTimeout)
+    run = tweets.start()
+    tweets.claude.simulator.advance(timedelta(minutes=minutes))
+
+    run.advance()
+
+    assert tweets.wire.posts() == posts
+
+
 def test_other_chunks_are_sent_while_one_is_in_doubt(project: Make) -> None:
     made = project(chunk_size=5)
     made.load([("tweets", f"t{n}", "x") for n in range(10)])

@@ -293,6 +293,24 @@ def test_an_automatic_retry_after_the_end_sends_nothing(tweets: Project) -> None
     assert tweets.wire.posts() == 1
 
 
+def test_an_automatic_retry_of_a_run_that_had_joined_asks_for_what_that_was_launched(
+    tweets: Project,
+) -> None:
+    first = tweets.start(run_id="first")
+    tweets.start(run_id="killed", refresh=True)
+    tweets.end_batches()
+    first.advance()
+    assert tweets.wire.posts() == 1
+
+    asked = (["tweets"], MaterializationConfig(refresh=True))
+    retry = RunOfTest(tweets, tweets.engine(run_id="retry", retry_of="killed"), asked=asked)
+    retry.materializations = retry.engine.attach(*asked)
+    retry.advance()
+    _to_the_end(retry)
+
+    assert len(tweets.sent().rows) == 20
+
+
 def test_an_automatic_retry_beside_the_run_joins_it(tweets: Project) -> None:
     run = tweets.start(run_id="failed")
     retry = RunOfTest(tweets, tweets.engine(run_id="retry", retry_of="failed"))
