@@ -29,6 +29,6 @@ def _claude_batch() -> ClaudeBatchResource:
         path=str(home() / "simulator"),
         answer="example_project.simulated:answer",
         outcome="example_project.simulated:outcome",
-        processing_seconds=[4.0, 8.0],
+        processing_seconds=[15.0, 20.0],  # long enough to see that nothing runs meanwhile
         poll_interval_seconds=3,
     )

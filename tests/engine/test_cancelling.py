@@ -75,7 +75,7 @@ def test_a_doubt_is_taken_over_too(tweets: Project) -> None:
     tweets.start()
 
     again = _launch_after_giving_up(tweets)
-    tweets.claude.simulator.advance(timedelta(minutes=21))
+    tweets.claude.simulator.advance(timedelta(minutes=26))
     tweets.end_batches()
 
     assert again.advance() is None
@@ -87,7 +87,7 @@ def test_a_doubt_of_a_cancelled_materialization_is_never_sent_anew(tweets: Proje
     tweets.wire.lose_call(CREATE, httpx2.ReadError)
     run = tweets.start()
     run.engine.cancel(run.materializations[0])
-    tweets.claude.simulator.advance(timedelta(minutes=21))
+    tweets.claude.simulator.advance(timedelta(minutes=26))
 
     assert tweets.engine().settle([], is_alive=lambda _: False) == 0
 
@@ -102,7 +102,7 @@ def test_a_batch_found_after_its_materialization_was_cancelled_is_landed(
     tweets.wire.lose_answer(CREATE)
     run = tweets.start()
     run.engine.cancel(run.materializations[0])
-    tweets.claude.simulator.advance(timedelta(minutes=21))
+    tweets.claude.simulator.advance(timedelta(minutes=26))
     tweets.end_batches()
 
     assert tweets.engine().settle([], is_alive=lambda _: False) == 0
@@ -196,7 +196,7 @@ def test_a_refresh_in_doubt_that_was_given_up_is_not_sent_anew(tweets: Project) 
     tweets.start(refresh=True)
 
     again = _launch_after_giving_up(tweets)
-    tweets.claude.simulator.advance(timedelta(minutes=21))
+    tweets.claude.simulator.advance(timedelta(minutes=26))
 
     assert again.advance() is None
     assert len(tweets.claude.simulator.batches()) == 1
@@ -270,7 +270,7 @@ def test_a_doubt_over_several_partitions_is_settled_for_each_of_them(project: Ma
 
     tweets = made.start("tweets")
     reviews = made.start("reviews")
-    made.claude.simulator.advance(timedelta(minutes=21))
+    made.claude.simulator.advance(timedelta(minutes=26))
     for _ in range(6):
         tweets.advance()
         reviews.advance()
@@ -290,7 +290,7 @@ def test_a_doubt_settled_for_a_cancelled_run_is_sent_anew_for_who_has_taken_it_o
     first.engine.cancel(first.materializations[0])
     work = first.engine.read(first.materializations)
     again = _launch_after_giving_up(tweets)
-    tweets.claude.simulator.advance(timedelta(minutes=21))
+    tweets.claude.simulator.advance(timedelta(minutes=26))
 
     first.engine.reconcile(work)
 

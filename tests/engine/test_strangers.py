@@ -147,7 +147,7 @@ def test_a_batch_id_is_no_path_and_no_sql(project: Make, name: str) -> None:
 
     assert made.sql("SELECT state, batch_id FROM claude_batch.chunks") == [("sending", None)]
     assert not any("msgbatch_" in call for call in made.wire.calls)
-    made.claude.simulator.advance(timedelta(minutes=21))
+    made.claude.simulator.advance(timedelta(minutes=26))
     made.end_batches()
     assert run.advance() is None
     assert made.wire.posts() == 1
