@@ -541,17 +541,7 @@ def test_a_run_in_reserve_leaves_no_check_behind_that_it_intended_to_execute(
 def test_the_run_in_reserve_stays_until_one_that_was_killed_is_brought_back(
     instance: Instance, keys: Sequence[dg.AssetKey]
 ) -> None:
-    instance.rows("good")
-    instance.execute(instance.launch(*keys, tags=BACKFILL))
-    (held,) = instance.let_go_when_ended()
-    instance.begin(held)
-    reserve.make(
-        instance.dagster,
-        held,
-        RATINGS,
-        asset_graph=REPOSITORY.asset_graph,
-        claude_resource=RESOURCE,
-    )
+    held = _at_work_with_a_reserve(instance, *keys)
     instance.tick()
     (in_reserve,) = instance.queued()
 
@@ -572,7 +562,7 @@ def test_the_run_in_reserve_stays_until_one_that_was_killed_is_brought_back(
 def test_a_run_in_reserve_stays_where_the_run_could_not_be_brought_back_yet(
     instance: Instance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    held = _killed_with_a_reserve(instance)
+    held = instance.fail(_at_work_with_a_reserve(instance, RATINGS))
     _fail_for(monkeypatch, instance, "create_run", holding.held_run_id(held.run_id))
 
     instance.tick()
@@ -592,7 +582,7 @@ def test_a_run_in_reserve_stays_where_the_run_could_not_be_brought_back_yet(
 def test_a_run_in_reserve_goes_when_nobody_is_going_to_bring_its_run_back(
     instance: Instance, tags: Mapping[str, str]
 ) -> None:
-    held = _killed_with_a_reserve(instance)
+    held = instance.fail(_at_work_with_a_reserve(instance, RATINGS))
     # With what it waited for, it would not be one that came to nothing.
     waits = [tag for tag in held.tags if tag.startswith(f"{held_run.OURS}wait.")]
     without = {tag: value for tag, value in held.tags.items() if tag not in waits}
@@ -604,10 +594,10 @@ def test_a_run_in_reserve_goes_when_nobody_is_going_to_bring_its_run_back(
     assert instance.queued() == []
 
 
-def _killed_with_a_reserve(instance: Instance) -> dg.DagsterRun:
-    """A collecting run of a backfill that was killed at its work."""
+def _at_work_with_a_reserve(instance: Instance, *keys: dg.AssetKey) -> dg.DagsterRun:
+    """A collecting run of a backfill."""
     instance.rows("good")
-    instance.execute(instance.launch(RATINGS, tags=BACKFILL))
+    instance.execute(instance.launch(*keys, tags=BACKFILL))
     (held,) = instance.let_go_when_ended()
     instance.begin(held)
     reserve.make(
@@ -617,7 +607,7 @@ def _killed_with_a_reserve(instance: Instance) -> dg.DagsterRun:
         asset_graph=REPOSITORY.asset_graph,
         claude_resource=RESOURCE,
     )
-    return instance.fail(held)
+    return held
 
 
 def test_a_run_in_reserve_that_somebody_cancels_goes_with_the_others_and_may_be_launched_again(

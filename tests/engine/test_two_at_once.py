@@ -596,6 +596,24 @@ def test_two_launches_that_joined_the_same_catch_up_in_one_batch(tweets: Project
     assert tweets.sent(since=1).batches == [["new"]]
 
 
+def test_a_launch_that_catches_up_in_a_weaker_materialization_asks_the_rest_after_it(
+    tweets: Project,
+) -> None:
+    tweets.script.ends_with("t4", "refusal", None)
+    _to_the_end(tweets.start())
+    tweets.change("t0", "Changed")
+    first = tweets.start(retry_failed="none")
+    second = tweets.start(retry_failed="all")
+    tweets.end_batches()
+    first.advance()
+    tweets.change("t1", "Changed")
+    tweets.start(retry_failed="none")
+
+    _to_the_end(second)
+
+    assert tweets.sent(since=1).batches == [["t0"], ["t1"], ["t4"]]
+
+
 def test_nothing_is_caught_up_with_on_behalf_of_what_was_cancelled(tweets: Project) -> None:
     first = tweets.start()
     _new_row(tweets, "new")
