@@ -204,12 +204,6 @@ class Engine(Workbench):
         work = self.read(materializations)
         return any(each.materialization.state == "cancelled" for each in work)
 
-    def runs_of(self, materialization: Materialization) -> list[str]:
-        """Ids of the runs that have worked on a materialization, or are going to."""
-        return self.warehouse.transact(
-            lambda connection: launches.runs_of(connection, materialization.materialization_id)
-        )
-
     def is_watching(self) -> bool:
         """Whether second copies may still appear of what was sent anew."""
         return self._has_ledger() and bool(self.warehouse.transact(self._reconciler.watched))
@@ -244,8 +238,9 @@ class Engine(Workbench):
         for each, runs in self.warehouse.transact(self._unlanded):
             if any(is_alive(run_id) for run_id in runs):
                 continue
-            if each.state == "open" and not set(runs).isdisjoint(abandoned_runs):
-                self.close(each)
+            is_abandoned = each.state == "open" and not set(runs).isdisjoint(abandoned_runs)
+            if is_abandoned and not self.close(each, unless=lambda runs: any(map(is_alive, runs))):
+                continue
             try:
                 left += self._settle(each)
             except CredentialsRefusedError as error:
@@ -267,9 +262,18 @@ class Engine(Workbench):
         found = ledger.unlanded_materializations(connection, self.declaration.asset)
         return [(each, launches.runs_of(connection, each.materialization_id)) for each in found]
 
-    def cancel(self, materialization: Materialization) -> None:
-        """Send nothing more on its behalf, and ask for the end of what is out."""
-        self.close(materialization)
+    def cancel(
+        self,
+        materialization: Materialization,
+        *,
+        unless: Callable[[Sequence[str]], bool] = lambda _: False,
+    ) -> None:
+        """Send nothing more on its behalf, and ask for the end of what is out.
+
+        Nothing of that happens if ``unless`` holds of the runs that work on it; see `close`.
+        """
+        if not self.close(materialization, unless=unless):
+            return
         for chunk in self.read([materialization])[0].in_state("submitted"):
             self._collector.cancel(chunk)
 

@@ -145,14 +145,16 @@ def mark_sending_again(connection: Connection, chunk: Chunk, now: datetime) -> N
     """Note that a chunk which surely did not arrive is sent once more, as it is.
 
     Raises:
-        LostChunkError: The chunk is not being sent any more.
+        LostChunkError: The chunk is not being sent any more, or its materialization has ended.
     """
     _move(
         connection,
         chunk.chunk_id,
         "sending",
         "UPDATE claude_batch.chunks SET sending_at = $now WHERE chunk_id = $chunk_id "
-        "AND state = 'sending' AND nonce = $nonce RETURNING chunk_id",
+        "AND state = 'sending' AND nonce = $nonce AND materialization_id IN (SELECT "
+        "materialization_id FROM claude_batch.materializations WHERE state = 'open') "
+        "RETURNING chunk_id",
         nonce=chunk.nonce,
         now=now,
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Final
 
-from dagster_claude_batch import chunks, resending
+from dagster_claude_batch import chunks, ledger, resending
 from dagster_claude_batch.adoption import dissolve_cancelled
 from dagster_claude_batch.chunks import Chunk
 from dagster_claude_batch.doubt import LATEST_END, settled_at
@@ -252,7 +252,7 @@ class Sender:
         return replace(chunk, doubted_at=now)
 
     def _post(self, body: Body) -> Sent:
-        """Post a body; again after short pauses, while it surely has not arrived."""
+        """Post a body; again after short pauses, while it surely has not arrived and is wanted."""
         for attempt in itertools.count():
             sent = post(self.bench.claude, body)
             pause = _pause_after(sent, attempt)
@@ -262,15 +262,19 @@ class Sender:
             self.bench.log.info("Trying again in %.0f s.", pause.total_seconds())
             self.bench.sleep(pause.total_seconds())
             if not self._is_still_ours(body.chunk):
-                return InDoubt("another run has taken the chunk over")
+                return sent
         raise AssertionError  # pragma: no cover  # counting never ends
 
     def _is_still_ours(self, chunk: Chunk) -> bool:
-        claude = self.bench.claude
+        """Whether the chunk may be sent once more: nobody has found it, or cancelled it."""
+
+        def work(connection: Connection) -> None:
+            # Who cancels a materialization claims too: one of the two comes first.
+            ledger.claim_chunks(connection, asset_of(connection, self.bench.declaration.asset), 0)
+            chunks.mark_sending_again(connection, chunk, self.bench.claude.now())
+
         try:
-            self.bench.warehouse.transact(
-                lambda connection: chunks.mark_sending_again(connection, chunk, claude.now())
-            )
+            self.bench.warehouse.transact(work)
         except LostChunkError:
             return False
         return True

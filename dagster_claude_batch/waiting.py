@@ -259,10 +259,12 @@ class Run:
         instance, run_id = self.context.instance, self.context.run.run_id
         held_id = holding.successor_id(instance, self.context.run)
         mine = {run_id, held_id} if holding.is_waiting(instance, held_id) else {run_id}
+
+        def is_wanted(runs: Sequence[str]) -> bool:
+            return any(held_run.is_alive(instance, other) for other in runs if other not in mine)
+
         for each in self.materializations:
-            others = [other for other in self.engine.runs_of(each) if other not in mine]
-            if not any(held_run.is_alive(instance, other) for other in others):
-                self.engine.cancel(each)
+            self.engine.cancel(each, unless=is_wanted)
 
     # --- what its tags say ------------------------------------------------------------------
 

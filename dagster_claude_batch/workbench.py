@@ -229,24 +229,36 @@ class Workbench:
         except LostChunkError:
             self.log.info("Another run has sent it meanwhile.")
 
-    def close(self, materialization: Materialization, *, if_unsent: bool = False) -> None:
+    def close(
+        self,
+        materialization: Materialization,
+        *,
+        if_unsent: bool = False,
+        unless: Callable[[Sequence[str]], bool] = lambda _: False,
+    ) -> bool:
         """Cancel a materialization in the ledger; what it has out stays to be landed.
 
-        With ``if_unsent`` only what this run alone began and has not sent any of.
+        With ``if_unsent`` only what this run alone began and has not sent any of. It stays open if
+        ``unless`` holds of the runs that work on it, in the order in which they came: whoever
+        comes meanwhile finds it cancelled, or is among them. False if it stays open.
         """
         now, asset, this_run = self.claude.now(), self.declaration.asset, {self.run.run_id}
 
-        def work(connection: Connection) -> None:
+        def work(connection: Connection) -> bool:
             identity = materialization.materialization_id
+            registered = asset_of(connection, asset)
+            ledger.claim_chunks(connection, registered, 0)  # as whoever joins it
+            runs = launches.runs_of(connection, identity)
             sent = chunks_of(connection, [identity], ("sending", "submitted", "landed"))
-            if if_unsent and (
-                sent or not this_run.issuperset(launches.runs_of(connection, identity))
-            ):
-                return
+            if if_unsent and (sent or not this_run.issuperset(runs)):
+                return False
+            if unless(runs):
+                return False
             if ledger.end_materialization(connection, identity, "cancelled", now):
-                dissolve_cancelled(connection, asset_of(connection, asset))
+                dissolve_cancelled(connection, registered)
+            return True
 
-        self.warehouse.transact(work)
+        return self.warehouse.transact(work)
 
 
 def is_passing(error: anthropic.AnthropicError | UnreadableAnswerError) -> bool:

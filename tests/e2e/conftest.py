@@ -14,11 +14,12 @@ _STAGES: Final[list[Stage]] = []
 
 
 @pytest.fixture(scope="module")
-def stage(tmp_path_factory: pytest.TempPathFactory) -> Stage:
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Generator[Stage]:
     """One Dagster for all tests, for it takes long to start; each test has an asset of its own."""
     if not _STAGES:
         _STAGES.append(_OPEN.enter_context(open_stage(tmp_path_factory.mktemp("stage"))))
-    return _STAGES[0]
+    yield _STAGES[0]
+    _STAGES[0].open_gates()
 
 
 @pytest.hookimpl(wrapper=True)

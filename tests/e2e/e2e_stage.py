@@ -1,6 +1,7 @@
 """What the end-to-end tests act on: a real Dagster, the simulator that it asks, and DuckDB."""
 
 import re
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
@@ -71,6 +72,24 @@ class Stage:
         with closing(connection):
             yield connection
 
+    def peek(self, query: str) -> list[tuple[Any, ...]] | None:
+        """Run SQL in a copy of the warehouse, so that no run has to wait for it.
+
+        None if it cannot be read as it is now: a run writes at this moment. Not while this process
+        has the warehouse open, whose lock would be gone.
+        """
+        copy = self.home / "copy.duckdb"
+        wal, copied_wal = (each.with_suffix(".duckdb.wal") for each in (self.warehouse, copy))
+        try:
+            shutil.copy(self.warehouse, copy)
+            copied_wal.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):
+                shutil.copy(wal, copied_wal)
+            with closing(duckdb.connect(str(copy))) as connection:
+                return connection.execute(query).fetchall()
+        except (duckdb.Error, OSError):
+            return None
+
     def is_locked(self) -> bool:
         """Whether a run uses the warehouse at this moment."""
         connection = self._connect()
@@ -95,6 +114,11 @@ class Stage:
         """Stop runs at a call of the API. See `Gate`."""
         name = f"{when} {method} {text}"
         return Gate(self.home / "gates", name, when, method, text, nth, status).close()
+
+    def open_gates(self) -> None:
+        """Let all go on: runs that a failed test has stopped would keep others from starting."""
+        for closed in (self.home / "gates").glob("*.gate"):
+            closed.unlink(missing_ok=True)
 
     def wait_until_reached(self, gate: Gate, *, timeout: float = 180) -> None:
         """Wait until a run has stopped at a gate."""

@@ -334,3 +334,54 @@ def test_a_garbled_answer_to_a_cancel_keeps_no_other_batch_from_it(
 
     first, second = (batch.processing_status for batch in made.claude.simulator.batches())
     assert (first, second) == ("in_progress", "canceling")
+
+
+@pytest.mark.parametrize("says", [429, 0], ids=["asked to wait", "unreachable"])
+def test_what_is_cancelled_in_a_pause_between_two_tries_is_not_sent(
+    tweets: Project, says: int
+) -> None:
+    engine = tweets.engine()
+    materializations = engine.attach(["tweets"], MaterializationConfig())
+    if says:
+        tweets.wire.answer(CREATE, says, {}, **{"retry-after": "7"})
+    else:
+        tweets.wire.lose_call(CREATE, httpx2.ConnectError)
+    engine.sleep = lambda _: engine.cancel(materializations[0])
+
+    waiting = engine.advance(materializations)
+
+    assert waiting is None
+    assert tweets.wire.posts() == 1
+    assert tweets.chunk_states() == {"dissolved": 1}
+
+
+def test_what_another_run_works_on_too_is_not_cancelled(tweets: Project) -> None:
+    first, second = tweets.start(run_id="first"), tweets.start(run_id="second")
+
+    first.engine.cancel(first.materializations[0], unless=lambda runs: "second" in runs)
+
+    (batch,) = tweets.claude.simulator.batches()
+    assert batch.processing_status == "in_progress"
+    tweets.end_batches()
+    assert second.advance() is None
+    assert not second.engine.is_cancelled(second.materializations)
+    assert len(tweets.answers()) == 10
+
+
+def test_what_a_launch_joins_just_before_it_is_cancelled_is_not_cancelled(tweets: Project) -> None:
+    joined: list[RunOfTest] = []
+    tweets.start(run_id="abandoned")
+
+    def is_alive(run_id: str) -> bool:
+        if not joined:  # whoever asks now learns nothing of the run that comes meanwhile
+            joined.append(tweets.start(run_id="alive"))
+            return False
+        return run_id == "alive"
+
+    tweets.engine().settle(["abandoned"], is_alive=is_alive)
+
+    (alive,) = joined
+    tweets.end_batches()
+    assert alive.advance() is None
+    assert not alive.engine.is_cancelled(alive.materializations)
+    assert len(tweets.answers()) == 10

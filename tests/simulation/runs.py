@@ -194,8 +194,7 @@ class Runs:
         """What a run does that somebody terminates, as `waiting.Run`."""
         self.abandoned += sorted(mine)
         for each in materializations:
-            if not self._alive(but=mine).intersection(engine.runs_of(each)):
-                engine.cancel(each)
+            engine.cancel(each, unless=lambda runs: not self._alive(but=mine).isdisjoint(runs))
         engine.may_be_out(materializations)
 
     def _was_given_up(self, run_ids: Sequence[str]) -> bool:
