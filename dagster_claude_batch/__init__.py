@@ -7,6 +7,7 @@ from dagster_shared.libraries import DagsterLibraryRegistry
 from dagster_claude_batch.assets import build_claude_batch_asset
 from dagster_claude_batch.config import ClaudeBatchConfig
 from dagster_claude_batch.errors import ClaudeBatchError
+from dagster_claude_batch.request.parts import Document, Image, Text
 from dagster_claude_batch.resource import ClaudeBatchResource, LocalClaudeBatchResource
 from dagster_claude_batch.sensor import build_claude_batch_sensor, claude_batch_sensor
 
@@ -16,7 +17,10 @@ __all__ = [
     "ClaudeBatchConfig",
     "ClaudeBatchError",
     "ClaudeBatchResource",
+    "Document",
+    "Image",
     "LocalClaudeBatchResource",
+    "Text",
     "build_claude_batch_asset",
     "build_claude_batch_sensor",
     "claude_batch_sensor",

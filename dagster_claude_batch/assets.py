@@ -1,14 +1,13 @@
 """A declaration → an asset: checks what was declared, and wires the engine to Dagster."""
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from hashlib import sha256
 from typing import Any, Final, Literal
 
 import dagster as dg
-from anthropic.types.message_create_params import MessageCreateParamsNonStreaming
 from pydantic import BaseModel
 
 from dagster_claude_batch import finishing, partitions
@@ -19,21 +18,17 @@ from dagster_claude_batch.declaration import Declaration
 from dagster_claude_batch.errors import DeclarationError
 from dagster_claude_batch.output import Output
 from dagster_claude_batch.preparing import refuse_collisions
-from dagster_claude_batch.prompt import RequestShape, Template
+from dagster_claude_batch.request.declaring import (
+    DeclaredPrompt,
+    DeclaredSystem,
+    answers_with_tool,
+    request_shape,
+)
 from dagster_claude_batch.source import parse_query, parse_table_name
 from dagster_claude_batch.tables import TableName
 from dagster_claude_batch.waiting import materialize
 
 SourceLike = dg.AssetsDefinition | dg.AssetSpec | dg.SourceAsset | dg.AssetKey | Sequence[str] | str
-
-_RESERVED_PARAMS: Final = {
-    "model": "the argument `model`",
-    "max_tokens": "the argument `max_tokens`",
-    "messages": "the argument `prompt`",
-    "system": "the argument `system`",
-    "stream": "nothing: batches do not stream",
-    "speed": "nothing: batches have no speed",
-}
 
 
 def build_claude_batch_asset(  # noqa: PLR0913  # a declaration is made of its arguments
@@ -42,11 +37,12 @@ def build_claude_batch_asset(  # noqa: PLR0913  # a declaration is made of its a
     source: SourceLike | None = None,
     query: str | None = None,
     row_key: str | Sequence[str],
-    prompt: str,
+    prompt: DeclaredPrompt,
     output: type[BaseModel] | None = None,
     model: str = "claude-haiku-5-5",
     max_tokens: int = 1024,
-    system: str | Sequence[Mapping[str, Any]] | None = None,
+    system: DeclaredSystem = None,
+    cache: Literal["5m", "1h"] | None = None,
     params: Mapping[str, Any] | None = None,
     include: Sequence[str] = (),
     table: str | None = None,
@@ -87,14 +83,23 @@ def build_claude_batch_asset(  # noqa: PLR0913  # a declaration is made of its a
         query: A SELECT to ask about instead.
         row_key: The column or columns that identify a row within its partition.
         prompt: A template in which ``{{ column }}`` stands for a column of the source; all else
-            is text. A row with NULL in such a column is not asked, and fails as ``invalid_row``.
+            is text. Or a list of parts: `Text`, `Image` and `Document`. A row with NULL in one of
+            their columns is not asked, and fails as ``invalid_row``. Or, slower, a function of a
+            row (a dict of all columns) that returns text, a list of content blocks, or a dict of
+            parameters with ``messages``; what it returns must depend on the row alone.
         output: A Pydantic model: each answer is checked by it, and its fields become columns.
             Without it, the answer's text is the column ``response``.
         model: The model's id.
         max_tokens: The most tokens of one answer. A truncated one is asked again with twice as
             many, up to the model's own limit.
-        system: The system prompt, the same for all rows: text or a list of text blocks.
-        params: Any other parameter of the Messages API.
+        system: The system prompt: text or a list of text blocks, in which ``{{ column }}`` stands
+            for a column, too.
+        cache: Cache what all rows share, for so long: the tools, the system prompt, examples,
+            and the text with which the prompt begins. Hits are the API's best effort.
+        params: Any other parameter of the Messages API, checked by the SDK's types. ``messages``
+            are examples that stand before the row's own. Where ``tool_choice`` makes the model use
+            a tool, its input is the answer; if the tool has no ``input_schema``, it gets that of
+            ``output``.
         include: Columns of the source to carry over beside the answers.
         table: Another name for the answers table, ``table`` or ``schema.table``.
         partitions_def: How the asset is partitioned.
@@ -146,9 +151,16 @@ def build_claude_batch_asset(  # noqa: PLR0913  # a declaration is made of its a
         row_key=columns,
         include=included,
         partition_exprs=partitions.expressions(asset, partitions_def, partition_expr),
-        prompt=_template(asset, prompt),
-        output=described,
-        shape=_shape(asset, model, system, params, described),
+        output=replace(described, is_of_tool=answers_with_tool(params or {})),
+        shape=request_shape(
+            asset,
+            model=model,
+            prompt=prompt,
+            system=system,
+            params=params,
+            cache=cache,
+            output=described,
+        ),
         max_tokens=_at_least_one(asset, "max_tokens", max_tokens),
         max_attempts=_at_least_one(asset, "max_attempts", max_attempts),
         max_failure_rate=_share(asset, max_failure_rate),
@@ -282,49 +294,6 @@ def _checked_columns(asset: str, argument: str, columns: tuple[str, ...]) -> tup
             asset, argument, "one or more different columns are needed.", cure="Name them."
         )
     return columns
-
-
-def _template(asset: str, prompt: str) -> Template:
-    template = Template.parse(prompt)
-    if not template.columns:
-        raise DeclarationError(
-            asset,
-            "prompt",
-            "it names no column, so that each row would be asked the same.",
-            cure="Write {{ column }} where a column's value belongs.",
-        )
-    return template
-
-
-def _shape(
-    asset: str,
-    model: str,
-    system: str | Sequence[Mapping[str, Any]] | None,
-    params: Mapping[str, Any] | None,
-    output: Output,
-) -> RequestShape:
-    given = dict(params or {})
-    known = set(MessageCreateParamsNonStreaming.__annotations__) | {"temperature", "top_p", "top_k"}
-    for name in given:
-        if name in _RESERVED_PARAMS:
-            raise DeclarationError(
-                asset, "params", f"{name!r} is not for here.", cure=f"Use {_RESERVED_PARAMS[name]}."
-            )
-        if name not in known:
-            raise DeclarationError(
-                asset,
-                "params",
-                f"the Messages API has no parameter {name!r}.",
-                cure="Correct its name, or upgrade `anthropic`.",
-            )
-    blocks = system if system is None or isinstance(system, str) else [dict(b) for b in system]
-    try:
-        json.dumps([given, blocks])
-    except (TypeError, ValueError) as error:
-        raise DeclarationError(
-            asset, "params", f"it cannot be written as JSON ({error}).", cure="Use plain values."
-        ) from error
-    return RequestShape(model, blocks, given, output.schema, output.declared_schema)
 
 
 def _at_least_one(asset: str, argument: str, value: int) -> int:

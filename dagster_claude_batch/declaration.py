@@ -5,13 +5,13 @@ from datetime import timedelta
 
 from dagster_claude_batch.chunking import SizeLimits
 from dagster_claude_batch.output import Output
-from dagster_claude_batch.prompt import RequestShape, Template
+from dagster_claude_batch.request.shape import RequestShape
 from dagster_claude_batch.tables import TableName
 
 
 @dataclass(frozen=True, kw_only=True)
 class Declaration:
-    """One asset's table, prompt, output and limits.
+    """One asset's table, requests, output and limits.
 
     ``source_candidates`` are looked for in turn; with ``query_relation``, a SELECT in
     parentheses, there are none. ``partition_exprs`` has one SQL expression a dimension, none when
@@ -26,7 +26,6 @@ class Declaration:
     row_key: tuple[str, ...]
     include: tuple[str, ...] = ()
     partition_exprs: tuple[str, ...] = ()
-    prompt: Template
     output: Output
     shape: RequestShape
     max_tokens: int

@@ -19,8 +19,8 @@ from dagster_claude_batch.warehouse import row, rows
 
 DUE: Final = "temp.claude_batch_due"
 """The relation that the functions here leave behind: a selected relation with ``hash``, ``bytes``
-(of the prompt as JSON), ``attempt``, ``max_tokens`` and ``place`` (among the rows of one attempt
-and one `max_tokens`)."""
+(of the row's own part of its request), ``attempt``, ``max_tokens`` and ``place`` (among the rows
+of one attempt and one `max_tokens`)."""
 
 
 def choose_first(plan: Plan, slices: Sequence[PartitionSlice]) -> None:

@@ -16,7 +16,7 @@ from dagster_claude_batch.warehouse import Connection
 
 ROWS: Final = "temp.claude_batch_rows"
 """The source's rows as they were read last: a selected relation with ``hash``, ``reason`` (why it
-cannot be asked) and ``bytes`` (of the prompt as JSON)."""
+cannot be asked) and ``bytes`` (of the row's own part of its request)."""
 
 CHOSEN: Final = "temp.claude_batch_chosen"
 """The rows to be read again, by their keys and partition."""
@@ -53,10 +53,10 @@ class Plan:
         source = find_source(self.connection, self.declaration)
         prepare_tables(self.connection, self.declaration, source)
         query = select_rows(self.connection, self.declaration, source, slices, only=only)
-        with reading(self.declaration):
+        with query.callable_on(self.connection), reading(self.declaration):
             self.connection.execute(
                 f"CREATE OR REPLACE TEMP TABLE claude_batch_rows AS "
-                f"SELECT * EXCLUDE (prompt), strlen(to_json(prompt)) AS bytes FROM ({query.sql})",
+                f"SELECT * EXCLUDE (params) FROM ({query.sql})",
                 dict(query.parameters),
             )
 

@@ -143,8 +143,8 @@ def sizes_of_chunks(plan: Plan, attempt: int, max_tokens: int) -> list[tuple[int
     Raises:
         OversizedRequestError: A row's request is too large, with the row's key.
     """
-    around = plan.declaration.shape.around(max_tokens=max_tokens)
-    fixed = sum(len(part.encode()) for part in around) + _REQUEST_OVERHEAD
+    constant = plan.declaration.shape.constant_size(max_tokens=max_tokens)
+    fixed = constant + _REQUEST_OVERHEAD
     due = read_arrow(
         plan.connection,
         f"SELECT bytes FROM {DUE} WHERE attempt = $attempt AND max_tokens = $max_tokens "

@@ -2,7 +2,7 @@
 
 from datetime import datetime, timedelta
 
-from anthropic.types import ModelInfo
+from anthropic.types import ModelCapabilities, ModelInfo
 
 from dagster_claude_batch import ledger
 from dagster_claude_batch.declaration import Declaration
@@ -16,6 +16,7 @@ from dagster_claude_batch.errors import (
 )
 from dagster_claude_batch.ledger import Materialization
 from dagster_claude_batch.one_line import one_line
+from dagster_claude_batch.request.shape import takes_documents, takes_pictures
 from dagster_claude_batch.resource import UNANSWERED
 from dagster_claude_batch.workbench import Workbench, is_passing
 
@@ -108,13 +109,23 @@ def _problem_with(found: ModelInfo | None, declaration: Declaration) -> str | No
             f"answers with at most {found.max_tokens:,} tokens, but `max_tokens` is "
             f"{declaration.max_tokens:,}."
         )
-    abilities = found.capabilities
-    if abilities is not None and not abilities.batch.supported:
-        return "cannot be used in batches."
-    if (
-        abilities is not None
-        and declaration.output.schema is not None
-        and not abilities.structured_outputs.supported
-    ):
-        return "has no structured outputs, which `output` needs."
-    return None
+    return _lack_of(found.capabilities, declaration) if found.capabilities is not None else None
+
+
+def _lack_of(abilities: ModelCapabilities, declaration: Declaration) -> str | None:
+    """What a model is not able to do of what is asked, in the same way."""
+    shape = declaration.shape
+    needed = (
+        (True, abilities.batch, "cannot be used in batches."),
+        (
+            shape.schema is not None,
+            abilities.structured_outputs,
+            "has no structured outputs, which `output` needs.",
+        ),
+        (takes_pictures(shape), abilities.image_input, "takes no pictures, which `prompt` has."),
+        (takes_documents(shape), abilities.pdf_input, "takes no documents, which `prompt` has."),
+        (shape.effort is not None, abilities.effort, "takes no effort, which `params` has."),
+    )
+    return next(
+        (lack for is_needed, ability, lack in needed if is_needed and not ability.supported), None
+    )

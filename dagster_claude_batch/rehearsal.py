@@ -21,7 +21,7 @@ _EXAMPLES: Final = 3
 
 @dataclass(frozen=True)
 class RehearsedPartition:
-    """What a partition would send: rows, bytes of their prompts, a few of these with row keys.
+    """What a partition would send: rows, bytes of their requests, a few of these with row keys.
 
     ``invalid`` rows cannot be asked.
     """
@@ -85,10 +85,10 @@ def _rehearsed(plan: Plan, part: PartitionSlice) -> RehearsedPartition:
         [part],
         only=chosen,
     )
-    with reading(plan.declaration):
+    with query.callable_on(plan.connection), reading(plan.declaration):
         found = rows(
             plan.connection,
-            f"SELECT {selected_keys(plan.declaration)}, prompt FROM ({query.sql}) ORDER BY ALL",
+            f"SELECT {selected_keys(plan.declaration)}, params FROM ({query.sql}) ORDER BY ALL",
             query.parameters,
         )
     examples = [(", ".join(map(str, values[:-1])), str(values[-1])) for values in found]

@@ -34,13 +34,12 @@ _COLUMNS: Final = {
 _LINES: Final = """
     SELECT custom_id, result."type" AS type, message.model, message.stop_reason,
         message.stop_details.explanation AS explanation,
-        coalesce(
-            list_aggregate(list_transform(list_filter(
-                message.content, lambda b: b."type" = 'text'), lambda b: b."text"),
-                'string_agg', ''),
-            CAST(list_transform(list_filter(
-                message.content, lambda b: b."type" = 'tool_use'), lambda b: b.input)[1] AS VARCHAR)
-        ) AS text,
+        list_aggregate(list_transform(list_filter(
+            message.content, lambda b: b."type" = 'text'), lambda b: b."text"),
+            'string_agg', '') AS text,
+        CAST(list_transform(list_filter(
+            message.content, lambda b: b."type" = 'tool_use'), lambda b: b.input)[1] AS VARCHAR)
+            AS tool_input,
         usage.input_tokens, usage.output_tokens, usage.cache_read_input_tokens,
         usage.cache_creation_input_tokens, usage.cache_creation.ephemeral_1h_input_tokens,
         usage.server_tool_use.web_search_requests,
@@ -67,6 +66,7 @@ class Line(NamedTuple):
     stop_reason: str | None = None
     explanation: str | None = None
     text: str | None = None
+    tool_input: str | None = None
     input_tokens: int | None = None
     output_tokens: int | None = None
     cache_read_tokens: int | None = None
@@ -227,7 +227,8 @@ def _line_of(value: object) -> Line:
         model=_text(message.get("model")),
         stop_reason=_text(message.get("stop_reason")),
         explanation=_text(_object(message.get("stop_details")).get("explanation")),
-        text=_answer(message.get("content")),
+        text=_said(message.get("content")),
+        tool_input=_tool_input(message.get("content")),
         input_tokens=_number(usage.get("input_tokens")),
         output_tokens=_number(usage.get("output_tokens")),
         cache_read_tokens=_number(usage.get("cache_read_input_tokens")),
@@ -242,13 +243,20 @@ def _line_of(value: object) -> Line:
     )
 
 
-def _answer(content: object) -> str | None:
-    """All text blocks, or the input of the first tool use."""
+def _blocks(content: object, kind: str) -> list[dict[str, Any]]:
     blocks = [_object(block) for block in content] if _is_list(content) else []
-    texts = [_text(block.get("text")) for block in blocks if block.get("type") == "text"]
-    if texts:
-        return "".join(text or "" for text in texts)
-    inputs = [block.get("input") for block in blocks if block.get("type") == "tool_use"]
+    return [block for block in blocks if block.get("type") == kind]
+
+
+def _said(content: object) -> str | None:
+    """All text blocks."""
+    texts = [_text(block.get("text")) for block in _blocks(content, "text")]
+    return "".join(text or "" for text in texts) if texts else None
+
+
+def _tool_input(content: object) -> str | None:
+    """The input of the first tool use."""
+    inputs = [block.get("input") for block in _blocks(content, "tool_use")]
     return valid_text(json.dumps(inputs[0], ensure_ascii=False)) if inputs else None
 
 

@@ -302,10 +302,14 @@ def _judge_message(line: Line, output: Output) -> _Judged:
     if failure is not None:
         ended = f"The answer ended with stop_reason {_quoted(line.stop_reason)}."
         return None, failure, line.explanation or ended
-    if line.text is None:
+    first, second = line.text, line.tool_input
+    if output.is_of_tool:
+        first, second = second, first
+    answer = first if first is not None else second
+    if answer is None:
         return None, "invalid_output", "The answer holds no text."
     try:
-        return output.validate(line.text), None, None
+        return output.validate(answer), None, None
     except InvalidOutputError as error:
         return None, "invalid_output", str(error)
 

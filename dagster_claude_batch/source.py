@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -20,7 +20,7 @@ from dagster_claude_batch.errors import (
 )
 from dagster_claude_batch.identifiers import quote_identifier
 from dagster_claude_batch.matching import selected_is_selected
-from dagster_claude_batch.prompt import hash_sql
+from dagster_claude_batch.request.leaf import Function, Scope, functions_on
 from dagster_claude_batch.tables import TableName, columns_of, exists
 from dagster_claude_batch.warehouse import Connection
 
@@ -52,10 +52,15 @@ class PartitionSlice:
 
 @dataclass(frozen=True)
 class Query:
-    """SQL with its parameters."""
+    """SQL with its parameters, and the functions that it calls."""
 
     sql: str
     parameters: Mapping[str, object]
+    functions: tuple[Function, ...] = ()
+
+    def callable_on(self, connection: Connection) -> AbstractContextManager[None]:
+        """Let a connection run it: a context in which it knows the query's functions."""
+        return functions_on(connection, self.functions)
 
 
 @dataclass(frozen=True)
@@ -136,7 +141,7 @@ def _check_columns(declaration: Declaration, source: SourceTable) -> None:
     for argument, names in (
         ("row_key", declaration.row_key),
         ("include", declaration.include),
-        ("prompt", declaration.prompt.used_columns),
+        ("prompt", declaration.shape.columns),
     ):
         for name in names:
             source.column(declaration.asset, argument, name)
@@ -176,43 +181,52 @@ def select_rows(
     slices: Sequence[PartitionSlice],
     *,
     only: str | None = None,
+    max_tokens: int | None = None,
 ) -> Query:
     """Select the partitions' rows, rendered.
 
-    Columns: ``k0`` … the row key, ``i0`` … the `include` columns, ``partition``, ``prompt`` (the
-    rendered text), ``reason`` (why the row cannot be asked, else NULL) and ``hash`` (NULL where
-    ``reason`` is not). ``only`` names a relation with ``k0`` … and ``partition``: other rows are
-    left out before anything is rendered.
+    Columns: ``k0`` … the row key, ``i0`` … the `include` columns, ``partition``, ``reason`` (why
+    the row cannot be asked, else NULL), ``hash`` (NULL where ``reason`` is not), ``bytes`` (of the
+    row's own part of its request) and ``params`` (all of the request's, as JSON, with
+    ``max_tokens``). ``only`` names a relation with ``k0`` … and ``partition``: other rows are left
+    out before anything is rendered.
     """
-    used = declaration.prompt.used_columns
+    shape = declaration.shape
+    used = tuple(source.columns) if shape.needs_whole_row else shape.columns
     picked = _picked(declaration, source, used)
     sliced, bound = _sliced(connection, declaration, source, slices)
     restricted = _restricted(declaration, only)
     aliases = {column: f"c{number}" for number, column in enumerate(used)}
+    types = {column: source.type_of(declaration.asset, "prompt", column) for column in used}
+    scope = Scope(aliases, types)
+    leaves = [f"{leaf.value(scope)} AS v{number}" for number, leaf in enumerate(shape.leaves)]
+    values = [f"v{number}" for number in range(len(leaves))]
     keys = _aliases("k", declaration.row_key) + _aliases("i", declaration.include)
+    # A value may be the work of a Python function, which must not be done once more for each use.
+    once = "MATERIALIZED" if scope.functions else ""
+    nulls = {column: aliases[column] for column in shape.columns}
     sql = f"""
         WITH picked AS ({picked}),
         sliced AS ({sliced}),
         restricted AS ({restricted}),
-        rendered AS (
-            SELECT {", ".join(keys)}, partition, {declaration.prompt.sql(aliases)} AS prompt,
-                {_null_reason(aliases)} AS null_reason
+        rendered AS {once} (
+            SELECT {", ".join([*keys, "partition", *leaves])}, {_null_reason(nulls)} AS null_reason
             FROM restricted
         ),
         judged AS (
-            SELECT * EXCLUDE (null_reason), coalesce(null_reason, CASE
-                WHEN regexp_full_match(prompt, '\\s*') THEN 'The prompt is empty.' END) AS reason
+            SELECT * EXCLUDE (null_reason),
+                coalesce(null_reason, {shape.problem_sql(values)}) AS reason
             FROM rendered
         )
-        SELECT *, CASE WHEN reason IS NULL THEN {hash_sql("prompt")} END AS hash FROM judged
+        SELECT * EXCLUDE ({", ".join(values)}),
+            CASE WHEN reason IS NULL THEN {shape.hash_sql(values, scope)} END AS hash,
+            {shape.size_sql(values)} AS bytes,
+            {shape.json_sql(values, scope, max_tokens=max_tokens or declaration.max_tokens)}
+                AS params
+        FROM judged
     """
-    parameters = {
-        **bound,
-        **declaration.prompt.parameters(),
-        **_null_reasons(declaration),
-        "request_digest": declaration.shape.digest(),
-    }
-    return Query(sql, parameters)
+    parameters = {**bound, **scope.parameters, **_null_reasons(shape.columns)}
+    return Query(sql, parameters, tuple(scope.functions))
 
 
 def _aliases(letter: str, names: Sequence[str]) -> list[str]:
@@ -315,10 +329,10 @@ def _null_reason(aliases: Mapping[str, str]) -> str:
     return f"CASE {' '.join(cases)} END" if cases else "CAST(NULL AS VARCHAR)"
 
 
-def _null_reasons(declaration: Declaration) -> dict[str, str]:
+def _null_reasons(columns: Sequence[str]) -> dict[str, str]:
     return {
         f"null_reason_{number}": f"Column {column!r}, which the prompt needs, is NULL."
-        for number, column in enumerate(declaration.prompt.used_columns)
+        for number, column in enumerate(columns)
     }
 
 

@@ -158,9 +158,11 @@ def _write_all(
     ):
         same = list(group)
         _choose(connection, declaration, registered, [each.chunk for each in same])
-        query = select_rows(connection, declaration, source, slices, only=_CHOSEN)
-        with reading(declaration):
-            for batch in _lines(connection, declaration, query, max_tokens, same):
+        query = select_rows(
+            connection, declaration, source, slices, only=_CHOSEN, max_tokens=max_tokens
+        )
+        with query.callable_on(connection), reading(declaration):
+            for batch in _lines(connection, declaration, query, same):
                 _distribute(batch, spools)
 
 
@@ -168,16 +170,14 @@ def _lines(
     connection: Connection,
     declaration: Declaration,
     query: Query,
-    max_tokens: int,
     spools: Sequence["_Spool"],
 ) -> pa.RecordBatchReader:
     """The requests of the chosen rows, each behind its comma, in the order of their chunks."""
-    head, tail = declaration.shape.around(max_tokens=max_tokens)
     return read_arrow(
         connection,
         f"""
         SELECT c.chunk_id, s.hash IS NOT DISTINCT FROM c.hash AS same,
-            $opening || n.nonce || '-' || c.ordinal || $head || to_json(s.prompt) || $tail,
+            $opening || n.nonce || '-' || c.ordinal || $before || s.params || '}}',
             c.ordinal
         FROM ({query.sql}) AS s
         JOIN {_CHOSEN} AS c ON {selected_is_selected(declaration, "s", "c")}
@@ -188,8 +188,7 @@ def _lines(
         {
             **query.parameters,
             "opening": ',{"custom_id":"',
-            "head": f'","params":{head}',
-            "tail": f"{tail}}}",
+            "before": '","params":',
             "chunk_ids": [each.chunk.chunk_id for each in spools],
             "nonces": [each.nonce for each in spools],
         },

@@ -1,6 +1,8 @@
 """Runs that are no materialization: with `limit` some rows are asked, in a `dry_run` none."""
 
+import json
 from collections.abc import Iterator, Sequence
+from typing import Final, cast
 
 import dagster as dg
 
@@ -12,7 +14,7 @@ from dagster_claude_batch.held_run import counted
 from dagster_claude_batch.rehearsal import Rehearsal
 from dagster_claude_batch.report import PartitionReport
 
-_PROMPT_CHARACTERS = 1_000
+_CHARACTERS: Final = 1_000
 
 
 def refuse_in_backfill(
@@ -48,22 +50,35 @@ def describe_rehearsal(
                 "dry_run": True,
                 "rows_to_send": part.rows,
                 "rows_that_cannot_be_asked": part.invalid,
-                "prompt_bytes": part.bytes,
+                "request_bytes": part.bytes,
                 "rows_to_send_in_run": rehearsal.rows,
                 "batches_of_run": rehearsal.chunks,
-                "prompts": dg.MetadataValue.md(_prompts(declaration, part.examples)),
+                "requests": dg.MetadataValue.md(_requests(declaration, part.examples)),
             },
         )
 
 
-def _prompts(declaration: Declaration, examples: Sequence[tuple[str, str]]) -> str:
-    """The first prompts, as they would be sent."""
+def _requests(declaration: Declaration, examples: Sequence[tuple[str, str]]) -> str:
+    """The first requests, as they would be sent."""
     parts: list[str] = []
-    for row_key, prompt in examples:
-        cut = prompt[:_PROMPT_CHARACTERS] + ("…" if len(prompt) > _PROMPT_CHARACTERS else "")
-        indented = "\n".join(f"    {line}" for line in cut.splitlines())
+    for row_key, params in examples:
+        text = json.dumps(_readable(json.loads(params)), ensure_ascii=False, indent=2)
+        indented = "\n".join(f"    {line}" for line in text.splitlines())
         parts.append(f"{', '.join(declaration.row_key)} = {row_key}\n\n{indented}")
     return "\n\n".join(parts) or "None: each row has its answer."
+
+
+def _readable(value: object) -> object:
+    """The same with texts cut that nobody would read to their end, those of pictures above all."""
+    match value:
+        case dict():
+            return {k: _readable(v) for k, v in cast("dict[str, object]", value).items()}
+        case list():
+            return [_readable(each) for each in cast("list[object]", value)]
+        case str() if len(value) > _CHARACTERS:
+            return f"{value[:_CHARACTERS]}… ({len(value):,} characters)"
+        case _:
+            return value
 
 
 def describe_limited(

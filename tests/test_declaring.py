@@ -6,9 +6,14 @@ import dagster as dg
 import pytest
 from pydantic import BaseModel
 
-from dagster_claude_batch import build_claude_batch_asset
+from dagster_claude_batch import Document, Image, Text, build_claude_batch_asset
 from dagster_claude_batch.batch_asset import batch_asset
 from dagster_claude_batch.errors import ColumnCollisionError, DeclarationError
+
+
+class Rated(BaseModel):
+    stars: int
+
 
 RIGHT: dict[str, Any] = {"source": "texts", "row_key": "id", "prompt": "Rate {{ text }}"}
 STATIC = dg.StaticPartitionsDefinition(["a", "b"])
@@ -36,6 +41,25 @@ MULTI = dg.MultiPartitionsDefinition({"x": STATIC, "y": STATIC})
         ({"params": {"stream": True}}, "params"),
         ({"params": {"temprature": 1}}, "params"),
         ({"params": {"metadata": object()}}, "params"),
+        ({"params": {"system": "x"}}, "params"),
+        ({"params": {"stop_sequences": "END"}}, "params"),
+        ({"params": {"thinking": {"type": "deep"}}}, "params"),
+        ({"params": {"thinking": {"type": "enabled"}}}, "params"),
+        ({"params": {"output_config": {"effort": "enormous"}}}, "params"),
+        ({"params": {"tools": [{"name": "rate"}]}}, "params"),
+        ({"params": {"tool_choice": {"type": "tool", "name": "rate"}}}, "params"),
+        ({"params": {"tool_choice": {"type": "some"}}}, "params"),
+        ({"params": {"messages": "Rate: good"}}, "params"),
+        ({"params": {"messages": [{"role": "robot", "content": "x"}]}}, "params"),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": ["Rate this text"]}, "prompt"),
+        ({"prompt": [Text(" "), Text("{{ text }}")]}, "prompt"),
+        ({"prompt": [{"type": "text", "text": "{{ text }}"}]}, "prompt"),
+        ({"prompt": [Image("picture", resize=-1)]}, "prompt"),
+        ({"prompt": [Document("text", citations=True)], "output": Rated}, "prompt"),
+        ({"system": [{"type": "image"}]}, "system"),
+        ({"system": "About {{ text }}", "prompt": str}, "system"),
+        ({"cache": "1h", "prompt": "{{ text }}"}, "cache"),
         ({"table": "a.b.c.d"}, "table"),
         ({"partitions_def": STATIC}, "partition_expr"),
         ({"partition_expr": "corpus"}, "partition_expr"),
@@ -137,3 +161,20 @@ def test_definition_metadata_tells_io_managers_where_to_read() -> None:
     assert metadata["schema"] == "shop"
     assert metadata["partition_expr"] == "strptime(_partition, '%Y-%m-%d')"
     assert metadata["dagster/table_name"] == "shop.ratings"
+
+
+def test_caching_what_is_too_short_to_be_cached_is_warned_of() -> None:
+    with pytest.warns(UserWarning, match="claude-haiku-5-5 caches nothing below 512"):
+        build_claude_batch_asset("ratings", **RIGHT, cache="1h")
+
+
+def test_a_function_needs_no_columns_and_may_be_cached() -> None:
+    long = "Rate with great care. " * 200
+    asset = build_claude_batch_asset(
+        "ratings", **{**RIGHT, "prompt": lambda row: row["text"]}, system=long, cache="1h"
+    )
+
+    found = batch_asset(asset)
+    assert found is not None
+    assert found.declaration.shape.columns == ()
+    assert found.declaration.shape.needs_whole_row

@@ -23,7 +23,7 @@ class Output:
     The order of ``properties`` means something to Claude, so dump it without sorting keys.
     Both are None without a model. ``transform_structure`` is the structure with which
     DuckDB's ``json_transform_strict`` turns what `validate` returns into a STRUCT of the
-    columns.
+    columns. ``is_of_tool``: the answer is the input of the tool that Claude has to use.
     """
 
     columns: tuple[OutputColumn, ...]
@@ -31,6 +31,7 @@ class Output:
     declared_schema: dict[str, Any] | None
     transform_structure: str
     _validate: Callable[[str], str] = field(repr=False, compare=False)
+    is_of_tool: bool = False
 
     @classmethod
     def from_model(cls, model: type[pydantic.BaseModel] | None, *, asset: str) -> "Output":

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
-from functools import cache, lru_cache
+from functools import lru_cache
 from json import loads
-from typing import Any, TypeGuard, get_type_hints
 
-from anthropic.types.document_block_param import DocumentBlockParam
-from anthropic.types.image_block_param import ImageBlockParam
-from anthropic.types.message_create_params import MessageCreateParamsNonStreaming
-from anthropic.types.redacted_thinking_block_param import RedactedThinkingBlockParam
-from anthropic.types.search_result_block_param import SearchResultBlockParam
-from anthropic.types.text_block_param import TextBlockParam
-from anthropic.types.thinking_block_param import ThinkingBlockParam
-from anthropic.types.tool_param import ToolParam
-from anthropic.types.tool_result_block_param import ToolResultBlockParam
-from anthropic.types.tool_use_block_param import ToolUseBlockParam
-from pydantic import TypeAdapter, ValidationError
-
+from dagster_claude_batch.sdk_types import (
+    problem_with_content,
+    problem_with_message,
+    problem_with_param,
+    problem_with_tool,
+)
 from dagster_claude_batch.simulator.errors import invalid
 from dagster_claude_batch.simulator.json_values import (
     Params,
@@ -27,7 +18,6 @@ from dagster_claude_batch.simulator.json_values import (
     is_array,
     is_integer,
     is_number,
-    is_object,
     part,
 )
 from dagster_claude_batch.simulator.models import Model, usable_model
@@ -36,22 +26,10 @@ from dagster_claude_batch.simulator.tokens import breakpoints, input_tokens
 
 MAX_BREAKPOINTS = 4
 
-_ROLES = frozenset({"user", "assistant", "system"})
 _SAMPLING = {"temperature": 1, "top_p": 1, "top_k": None}
 _NOT_IN_A_BATCH = ("stream", "speed")
 _CHECKED_BY_HAND = frozenset({"model", "max_tokens", "messages", *_NOT_IN_A_BATCH})
 _MIN_THINKING_BUDGET = 1_024
-
-_BLOCKS: dict[str, Any] = {
-    "text": TextBlockParam,
-    "image": ImageBlockParam,
-    "document": DocumentBlockParam,
-    "search_result": SearchResultBlockParam,
-    "thinking": ThinkingBlockParam,
-    "redacted_thinking": RedactedThinkingBlockParam,
-    "tool_use": ToolUseBlockParam,
-    "tool_result": ToolResultBlockParam,
-}
 
 
 def check(params: Params) -> Model:
@@ -125,58 +103,11 @@ def _check_sampling(params: Params, model: Model) -> None:
 
 
 def _check_field(name: str, value: object) -> None:
-    if name in _CHECKED_BY_HAND or name in _SAMPLING:
+    if name in _CHECKED_BY_HAND:
         return
-    if name not in _fields():
-        raise invalid(f"{name}: Extra inputs are not permitted")
-    problem = _problem_with_field(name, canonical(value))
+    problem = problem_with_param(name, value)
     if problem is not None:
         raise invalid(problem)
-
-
-@lru_cache(maxsize=1_024)
-def _problem_with_field(name: str, value: str) -> str | None:
-    """Check a field once: the rows of a batch mostly share theirs."""
-    return _problem(_fields()[name], loads(value), name)
-
-
-@cache
-def _fields() -> dict[str, TypeAdapter[Any]]:
-    # Unions without a discriminator report errors nobody can read: checked by hand.
-    hints = get_type_hints(MessageCreateParamsNonStreaming) | dict.fromkeys(
-        ("tool_choice", "thinking"), dict[str, object]
-    )
-    hints["tools"] = list[dict[str, object]]
-    return {name: TypeAdapter(hint) for name, hint in hints.items()}
-
-
-@cache
-def _adapter(declared: Any) -> TypeAdapter[Any]:  # noqa: ANN401 - a type of the SDK
-    return TypeAdapter(declared)
-
-
-def _problem(adapter: TypeAdapter[Any], value: object, where: str) -> str | None:
-    try:
-        _exhaust(adapter.validate_python(value, strict=True))
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        path = [str(step) for step in first["loc"] if re.fullmatch(r"[a-z0-9_]+", str(step))]
-        return f"{'.'.join([where, *path])}: {first['msg']}"
-    return None
-
-
-def _exhaust(value: object) -> None:
-    """Walk through what was validated: the SDK's ``Iterable`` fields are checked only then."""
-    if is_object(value):
-        for each in value.values():
-            _exhaust(each)
-    elif is_array(value) or _is_lazy(value):
-        for each in value:
-            _exhaust(each)
-
-
-def _is_lazy(value: object) -> TypeGuard[Iterator[object]]:
-    return isinstance(value, Iterator)
 
 
 def _check_messages(params: Params, model: Model) -> None:
@@ -188,50 +119,17 @@ def _check_messages(params: Params, model: Model) -> None:
     if not messages:
         raise invalid("messages: at least one message is required")
     for position, message in enumerate(messages):
-        _check_message(message, f"messages.{position}")
+        problem = problem_with_message(message, f"messages.{position}")
+        if problem is not None:
+            raise invalid(problem)
     if model.current and messages[-1]["role"] == "assistant":
         raise invalid(
             "messages: This model does not support assistant message prefill. "
             "The conversation must end with a user message."
         )
-    _check_blocks(params.get("system") or [], "system")
-
-
-def _check_message(message: object, where: str) -> None:
-    if not is_object(message):
-        raise invalid(f"{where}: Input should be an object")
-    for name in ("role", "content"):
-        if name not in message:
-            raise invalid(f"{where}.{name}: Field required")
-    for name in message.keys() - {"role", "content"}:
-        raise invalid(f"{where}.{name}: Extra inputs are not permitted")
-    if message["role"] not in _ROLES:
-        raise invalid(f"{where}.role: Input should be 'user', 'assistant' or 'system'")
-    if not message["content"]:
-        raise invalid(f"{where}: all messages must have non-empty content")
-    _check_blocks(message["content"], f"{where}.content")
-
-
-def _check_blocks(content: object, where: str) -> None:
-    if isinstance(content, str):
-        return
-    if not is_array(content):
-        raise invalid(f"{where}: Input should be a valid string or list")
-    for position, block in enumerate(content):
-        _check_block(block, f"{where}.{position}")
-
-
-def _check_block(block: object, where: str) -> None:
-    if not is_object(block):
-        raise invalid(f"{where}: Input should be an object")
-    kind = block.get("type")
-    if kind not in _BLOCKS:
-        raise invalid(f"{where}.type: Input tag {kind!r} does not match any of the expected tags")
-    problem = _problem(_adapter(_BLOCKS[kind]), block, where)
+    problem = problem_with_content(params.get("system") or [], "system")
     if problem is not None:
         raise invalid(problem)
-    if kind == "text" and not block["text"].strip():
-        raise invalid(f"{where}.text: text content blocks must contain non-whitespace text")
 
 
 def _check_thinking(params: Params, model: Model) -> None:
@@ -272,9 +170,7 @@ def _check_tools(params: Params) -> None:
 
 
 def _check_tool(tool: Params, where: str) -> None:
-    if tool.get("type", "custom") not in {"custom", None}:
-        return
-    problem = _problem(_adapter(ToolParam), tool, where)
+    problem = problem_with_tool(tool, where)
     if problem is None and tool.get("strict"):
         problem = _schema_problem(canonical(tool["input_schema"]), f"{where}.input_schema")
     if problem is not None:

@@ -28,7 +28,7 @@ def test_what_is_tried_first_materializes_nothing_and_is_refused_in_a_backfill(
     assert after_dry_run == Shown({"missing": 3})
     (told,) = dagster.asset_observations("tried")
     assert told.metadata["rows_to_send"] == 10
-    assert "tried" in str(told.metadata["prompts"])
+    assert "tried" in str(told.metadata["requests"])
     assert stage.batches_of("tried") == []
 
     held = stage.held_by(

@@ -20,7 +20,7 @@ from dagster_claude_batch.errors import (
 )
 from dagster_claude_batch.ledger import MaterializationConfig
 from dagster_claude_batch.outstanding import chunks_of
-from dagster_claude_batch.prompt import request_hash
+from dagster_claude_batch.request.shape import request_hash
 
 Make = Callable[..., Project]
 

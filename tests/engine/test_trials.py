@@ -1,5 +1,6 @@
 """Runs that ask some rows, or none, before all of them are paid for."""
 
+import json
 from collections.abc import Callable
 
 import dagster as dg
@@ -124,9 +125,8 @@ def test_a_dry_run_says_what_would_be_sent_and_changes_nothing(
     (part, empty) = rehearsal.partitions
     assert (part.rows, part.invalid, rehearsal.rows, rehearsal.chunks) == (due, 1, due, 1)
     assert len(part.examples) == 3
-    assert {(key, prompt.split(" now")[0]) for key, prompt in part.examples} < {
-        (f"t{n}", f"Rate t{n}") for n in range(9)
-    }
+    asked = {(key, json.loads(params)["messages"][0]["content"]) for key, params in part.examples}
+    assert asked < {(f"t{n}", f"Rate t{n} now: Tweet number {n}") for n in range(9)}
     assert empty == RehearsedPartition("reviews", 0, 0, 0, [])
     assert _tables(tweets) == before
     assert tweets.wire.posts() == posts

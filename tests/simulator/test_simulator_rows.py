@@ -88,7 +88,11 @@ LOOP = {"$ref": "#/$defs/node", "$defs": {"node": some_object(next={"$ref": "#/$
         ({"stop_sequences": "x"}, "invalid_request_error", "stop_sequences"),
         ({"service_tier": "batch"}, "invalid_request_error", "service_tier"),
         ({"output_config": {"effort": "huge"}}, "invalid_request_error", "output_config.effort"),
-        ({"thinking": {"type": "enabled"}}, "invalid_request_error", "thinking.type"),
+        (
+            {"thinking": {"type": "enabled", "budget_tokens": 2_000}},
+            "invalid_request_error",
+            "thinking.type",
+        ),
         ({"tool_choice": {"type": "any"}}, "invalid_request_error", "tool_choice"),
         ({"tools": [{"name": "rate"}]}, "invalid_request_error", "tools.0.input_schema"),
         (

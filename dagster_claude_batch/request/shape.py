@@ -1,0 +1,241 @@
+"""All that a row is asked: what is the same for every row of an asset, and where its own stands."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Final, Literal, TypeAlias, TypeGuard, cast
+
+from dagster_claude_batch.request.caching import with_breakpoint
+from dagster_claude_batch.request.canonical import NOT_HASHED, canonical_json, without_cache_control
+from dagster_claude_batch.request.function import FunctionPrompt
+from dagster_claude_batch.request.leaf import Leaf, Scope
+from dagster_claude_batch.request.parts import Document, Image, Part
+from dagster_claude_batch.request.template import Template
+
+HASH_VERSION: Final = "v1"
+"""Begins every request hash. A new version asks every row again: change it never lightly."""
+
+Ttl: TypeAlias = Literal["5m", "1h"]
+System: TypeAlias = "str | Template | Sequence[Mapping[str, Any]] | None"
+Prompt: TypeAlias = "Template | tuple[Part, ...] | FunctionPrompt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestShape:
+    """What was declared of an asset's requests.
+
+    ``system`` may hold templates, as text or as the text of blocks. ``params`` may have
+    ``messages``: examples that stand before the row's own. ``schema`` is what the API is sent;
+    ``declared_schema`` is the output as the user declared it, whose hash outlives the spelling of
+    ``schema``. With ``cache``, what is the same for all rows is marked to be cached for so long.
+    """
+
+    model: str
+    prompt: Prompt = field(repr=False)  # no prompt in a log
+    system: System = field(default=None, repr=False)
+    params: Mapping[str, Any] = field(default_factory=dict[str, Any], repr=False)
+    schema: Mapping[str, Any] | None = None
+    declared_schema: Mapping[str, Any] | None = None
+    cache: Ttl | None = None
+
+    # --- what is asked ----------------------------------------------------------------------
+
+    @cached_property
+    def _fragments(self) -> tuple[str | Leaf, ...]:
+        """The JSON of ``params`` but ``max_tokens``, without braces, cut where the row matters."""
+        if isinstance(self.prompt, FunctionPrompt):
+            return ("", self.prompt, "")
+        return tuple(_merged(_json_of_members(self.tree())))
+
+    def tree(self) -> dict[str, Any]:
+        """The params but ``max_tokens``, with leaves where the row matters."""
+        if isinstance(self.prompt, FunctionPrompt):
+            raise TypeError("what a function asks is known row by row")
+        content = _content(self.prompt)
+        messages = [*self.params.get("messages", ()), {"role": "user", "content": content}]
+        tree = {**self.constant_params(), "messages": messages}
+        return with_breakpoint(tree, self.cache) if self.cache is not None else tree
+
+    def constant_params(self) -> dict[str, Any]:
+        """The params but ``max_tokens`` and ``messages``; of these only ``system`` may vary."""
+        fixed: dict[str, Any] = {"model": self.model}
+        if self.system is not None:
+            fixed["system"] = self.system
+        fixed |= {name: value for name, value in self.params.items() if name != "messages"}
+        if self.schema is not None:
+            output_format = {"type": "json_schema", "schema": self.schema}
+            fixed["output_config"] = {**fixed.get("output_config", {}), "format": output_format}
+        return fixed
+
+    @property
+    def leaves(self) -> list[Leaf]:
+        """The places where the row matters, in the order of the request."""
+        return [each for each in self._fragments if not isinstance(each, str)]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that a row needs, each once, in the order of first use."""
+        return tuple(dict.fromkeys(column for leaf in self.leaves for column in leaf.columns))
+
+    @property
+    def needs_whole_row(self) -> bool:
+        """Whether all columns of the source matter."""
+        return isinstance(self.prompt, FunctionPrompt)
+
+    @property
+    def effort(self) -> object:
+        """How much effort is asked for, if anything is said of it."""
+        return self.params.get("output_config", {}).get("effort")
+
+    def kinds_of_parts(self) -> set[type]:
+        """Which kinds of parts there are, for a model may not take all."""
+        return {type(part) for part in self.prompt} if isinstance(self.prompt, tuple) else set()
+
+    # --- as SQL -----------------------------------------------------------------------------
+
+    def json_sql(self, values: Sequence[str], scope: Scope, *, max_tokens: int) -> str:
+        """The text of a row's ``params``, from the values of the leaves."""
+        opening = f'{{"max_tokens":{max_tokens:d},'
+        of_leaves = iter(values)
+        pieces = [
+            scope.bind(each) if isinstance(each, str) else each.json(next(of_leaves))
+            for each in (opening, *self._fragments, "}")
+        ]
+        return " || ".join(pieces)
+
+    def constant_size(self, *, max_tokens: int) -> int:
+        """Bytes of that which are the same for all rows."""
+        texts = [each for each in self._fragments if isinstance(each, str)]
+        return len(f'{{"max_tokens":{max_tokens:d},{"".join(texts)}}}'.encode())
+
+    def size_sql(self, values: Sequence[str]) -> str:
+        """The other bytes of it."""
+        sizes = (leaf.size(value) for leaf, value in zip(self.leaves, values, strict=True))
+        return " + ".join(sizes)
+
+    def problem_sql(self, values: Sequence[str]) -> str:
+        """Why a row cannot be asked; NULL if it can."""
+        problems = [leaf.problem(value) for leaf, value in zip(self.leaves, values, strict=True)]
+        return f"coalesce({', '.join(problems)})"
+
+    def hash_sql(self, values: Sequence[str], scope: Scope) -> str:
+        """The request hash of a row."""
+        digest = scope.bind(self.digest())
+        asked = f"{digest} || chr(10) || {self._identity_sql(values, scope)}"
+        return f"'{HASH_VERSION}:' || left(sha256({asked}), 32)"
+
+    def _identity_sql(self, values: Sequence[str], scope: Scope) -> str:
+        """What a row is asked: the text itself, where there is nothing else."""
+        if self._is_plain:
+            (leaf,), (value,) = self.leaves, values
+            is_text = isinstance(leaf, Template)
+            return leaf.text(value, scope) if is_text else leaf.identity(value, scope)
+        pairs = zip(self.leaves, values, strict=True)
+        identities = (leaf.identity(value, scope) for leaf, value in pairs)
+        return " || ',' || ".join(identities)
+
+    @property
+    def _is_plain(self) -> bool:
+        """Whether the prompt is the one thing of which the row decides."""
+        return not isinstance(self.prompt, tuple) and not _has_leaf(self.system)
+
+    def digest(self) -> str:
+        """Identify what was declared, without what may change without changing the question."""
+        declared: dict[str, Any] = {
+            "model": self.model,
+            "system": without_cache_control(_structure(self.system)),
+            "params": without_cache_control(
+                {k: v for k, v in self.params.items() if k not in NOT_HASHED}
+            ),
+            # The order of its properties is part of what Claude is asked: not sorted.
+            "output": None if self.declared_schema is None else json.dumps(self.declared_schema),
+        }
+        if not self._is_plain:
+            declared["content"] = _structure(
+                [part.block() for part in self.prompt] if isinstance(self.prompt, tuple) else None
+            )
+        return hashlib.sha256(canonical_json(declared)).hexdigest()[:32]
+
+
+def request_hash(shape: RequestShape, prompt: str) -> str:
+    """What `RequestShape.hash_sql` computes, in Python, for a prompt that is nothing but text."""
+    text = f"{shape.digest()}\n{prompt}".encode()
+    return f"{HASH_VERSION}:{hashlib.sha256(text).hexdigest()[:32]}"
+
+
+def _content(prompt: Template | tuple[Part, ...]) -> object:
+    return [part.block() for part in prompt] if isinstance(prompt, tuple) else prompt
+
+
+def takes_pictures(shape: RequestShape) -> bool:
+    """Whether the model has to see pictures."""
+    return Image in shape.kinds_of_parts()
+
+
+def takes_documents(shape: RequestShape) -> bool:
+    """Whether the model may have to read PDFs."""
+    return Document in shape.kinds_of_parts()
+
+
+# --- trees with leaves ----------------------------------------------------------------------
+
+
+def is_leaf(value: object) -> TypeGuard[Leaf]:
+    """Whether it is a place where the row matters."""
+    return hasattr(value, "identity") and hasattr(value, "structure")
+
+
+def _has_leaf(value: object) -> bool:
+    return any(not isinstance(each, str) for each in _json_of(value))
+
+
+def _structure(value: object) -> object:
+    """The same as plain values: of a leaf, what is declared of it."""
+    match value:
+        case dict():
+            return {k: _structure(v) for k, v in cast("dict[str, object]", value).items()}
+        case list() | tuple():
+            return [_structure(each) for each in cast("list[object]", value)]
+        case _:
+            return value.structure if is_leaf(value) else value
+
+
+def _json_of(value: object) -> Iterator[str | Leaf]:
+    """A tree as JSON text, cut at its leaves."""
+    match value:
+        case dict():
+            yield "{"
+            yield from _json_of_members(cast("dict[str, object]", value))
+            yield "}"
+        case list() | tuple():
+            yield "["
+            for number, each in enumerate(cast("list[object]", value)):
+                if number:
+                    yield ","
+                yield from _json_of(each)
+            yield "]"
+        case _ if is_leaf(value):
+            yield value
+        case _:
+            yield json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+def _json_of_members(members: Mapping[str, object]) -> Iterator[str | Leaf]:
+    for number, (key, value) in enumerate(members.items()):
+        yield f"{',' if number else ''}{json.dumps(key, ensure_ascii=False)}:"
+        yield from _json_of(value)
+
+
+def _merged(pieces: Iterator[str | Leaf]) -> Iterator[str | Leaf]:
+    """Texts and leaves in turn, beginning and ending with a text."""
+    text = ""
+    for piece in pieces:
+        if isinstance(piece, str):
+            text += piece
+        else:
+            yield text
+            yield piece
+            text = ""
+    yield text
