@@ -91,6 +91,7 @@ class DagsterDriver(LocalDagster):
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
+            self._yaml += "\n"  # whatever was given may end without one
             self._yaml += stack.enter_context(storage_yaml(free_port()))
             try:
                 super().__enter__()

@@ -9,7 +9,7 @@ import dagster as dg
 import duckdb
 import pytest
 
-from dagster_claude_batch import LocalClaudeBatchResource
+from dagster_claude_batch import LocalClaudeBatchResource, build_claude_batch_asset
 from dagster_claude_batch.tables import ANSWER_COLUMNS, FAILURE_COLUMNS
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
@@ -17,6 +17,12 @@ README = (Path(__file__).parent.parent / "README.md").read_text()
 
 def _blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def _block(begins: str) -> str:
+    """The one block of Python that begins like this."""
+    (found,) = [block for block in _blocks("python") if block.startswith(begins)]
+    return found
 
 
 def test_the_first_command_runs_the_example_and_the_second_the_tests() -> None:
@@ -59,9 +65,23 @@ def test_the_declaration_is_an_asset_that_materializes(
 def test_the_simulators_declaration_names_real_arguments() -> None:
     declared: dict[str, Any] = {"LocalClaudeBatchResource": LocalClaudeBatchResource}
 
-    exec(_blocks("python")[1], declared)  # noqa: S102  # our own README
+    exec(_block("claude_batch = Local"), declared)  # noqa: S102  # our own README
 
     assert declared["claude_batch"].answer == "my_project.simulated:answer"
+
+
+def test_the_prompts_that_are_shown_can_be_declared() -> None:
+    declared: dict[str, Any] = {}
+    parts, function = _block("from dagster_claude_batch import Document").split("\n\n\n", 1)
+
+    for prompt in (parts, function):
+        exec(prompt, declared)  # noqa: S102  # our own README
+        asset = build_claude_batch_asset(
+            "checked", source="complaints", row_key="id", prompt=declared["prompt"]
+        )
+        assert asset.key == dg.AssetKey("checked")
+
+    assert declared["prompt"]({"language": "German", "text": "Hello"}).startswith("Translate into")
 
 
 def test_every_column_that_the_readme_lists_exists() -> None:

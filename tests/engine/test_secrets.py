@@ -357,7 +357,9 @@ def test_a_dry_run_shows_prompts_in_its_observation_and_nowhere_else(tmp_path: P
 
     (observation,) = result.asset_observations_for_node("sentiment")
     shown = {name: secrets_in(str(value)) for name, value in observation.metadata.items()}
-    assert {name: found for name, found in shown.items() if found} == {"requests": [ROW, TEMPLATE]}
+    assert {name: set(found) for name, found in shown.items() if found} == {
+        "requests": {ROW, TEMPLATE, SYSTEM}
+    }
     told = [str(observation.description)]
     told += [dg.serialize_value(entry) for entry in entries if not _is_observation(entry)]
     assert [secrets_in(text) for text in told + records.told if secrets_in(text)] == []
