@@ -27,7 +27,7 @@ DIRECTED = {
     "advance.Engine._adopt:transact": 25,
     "reconciling.record_late:transact": 11,
     "sending.Sender._is_still_ours:transact": 6,
-    "advance.Engine._refuse_to_go_on_halted:transact": 8,
+    "advance.Engine._refuse_to_go_on_halted:transact": 9,
     "workbench.Workbench.plan_anew:transact": 3,
     "collecting.Collector._drop_what_it_answered:transact": 11,
     "reconciling.Reconciler._record_copies:transact": 24,
