@@ -92,7 +92,7 @@ class DagsterDriver(LocalDagster):
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             self._yaml += "\n"  # whatever was given may end without one
-            self._yaml += stack.enter_context(storage_yaml(free_port()))
+            self._yaml += stack.enter_context(storage_yaml(self.home, free_port()))
             try:
                 super().__enter__()
             except BaseException:

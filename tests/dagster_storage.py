@@ -3,6 +3,7 @@
 With ``E2E_STORAGE=PostgreSQL`` each Dagster gets a server on loopback, gone when it is.
 """
 
+import atexit
 import os
 import pwd
 import re
@@ -22,58 +23,71 @@ _USER: Final = "postgres"
 
 
 @contextmanager
-def storage_yaml(port: int) -> Generator[str]:
-    """Start what the storage needs; what ``dagster.yaml`` says of it. ``port`` is a free one."""
+def storage_yaml(home: Path, port: int) -> Generator[str]:
+    """Start what the storage needs; what ``dagster.yaml`` says of it. ``port`` is a free one.
+
+    A Dagster that is started again in the same home finds there what it had left.
+    """
     if IS_SQLITE:
         yield ""
         return
     if STORAGE != "PostgreSQL":
         raise ValueError(f"E2E_STORAGE is SQLite or PostgreSQL, not {STORAGE!r}")
-    with _postgres(port) as url:
+    with _postgres(home, port) as url:
         yield f"storage:\n  postgres:\n    postgres_url: {url}\n"
 
 
-@contextmanager
-def _postgres(port: int) -> Generator[str]:
-    directory = Path(tempfile.mkdtemp(prefix="postgres-", dir="/tmp"))  # sockets need a short path
-    user: dict[str, Any] = {"user": _USER, "group": _USER} if os.geteuid() == 0 else {}
-    try:
+_DIRECTORIES: Final[dict[Path, Path]] = {}
+"""Where the PostgreSQL of each home keeps its data, until these tests end."""
+
+
+def _directory_of(home: Path, user: dict[str, Any]) -> Path:
+    """The directory of a home's PostgreSQL, made when it is first asked for."""
+    if home not in _DIRECTORIES:
+        directory = Path(tempfile.mkdtemp(prefix="postgres-", dir="/tmp"))  # sockets: a short path
+        atexit.register(shutil.rmtree, directory, ignore_errors=True)
         if user:
             owner = pwd.getpwnam(_USER)
             os.chown(directory, owner.pw_uid, owner.pw_gid)
-        data = directory / "data"
-        init = [_program("initdb"), "-D", data, "-A", "trust", "-U", "dagster", "--no-sync"]
+        init = [_program("initdb"), "-D", directory / "data", "-A", "trust", "-U", "dagster"]
+        init.append("--no-sync")
         subprocess.run(init, check=True, stdout=subprocess.DEVNULL, cwd="/", **user)
-        settings = {
-            "listen_addresses": "127.0.0.1",
-            "unix_socket_directories": directory,
-            "fsync": "off",
-            "max_connections": 300,
-        }
-        options = [f"--{name}={value}" for name, value in settings.items()]
-        server = subprocess.Popen(
-            [_program("postgres"), "-D", data, "-p", str(port), *options],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            cwd="/",
-            **user,
-        )
-        try:
-            ready = [_program("pg_isready"), "-h", "127.0.0.1", "-p", str(port), "-t", "30"]
-            while subprocess.run(ready, check=False, stdout=subprocess.DEVNULL).returncode:
-                if server.poll() is not None:
-                    raise RuntimeError(f"PostgreSQL has ended with {server.returncode}")
-            # SQLAlchemy would take another driver than the one that comes with dagster-postgres.
-            yield f"postgresql+psycopg2://dagster@127.0.0.1:{port}/postgres"
-        finally:
-            server.terminate()
-            try:
-                server.wait(20)
-            except subprocess.TimeoutExpired:
-                server.kill()
-                server.wait()
+        _DIRECTORIES[home] = directory
+    return _DIRECTORIES[home]
+
+
+@contextmanager
+def _postgres(home: Path, port: int) -> Generator[str]:
+    user: dict[str, Any] = {"user": _USER, "group": _USER} if os.geteuid() == 0 else {}
+    directory = _directory_of(home, user)
+    settings = {
+        "listen_addresses": "127.0.0.1",
+        "unix_socket_directories": directory,
+        "fsync": "off",
+        "max_connections": 300,
+    }
+    options = [f"--{name}={value}" for name, value in settings.items()]
+    server = subprocess.Popen(
+        [_program("postgres"), "-D", directory / "data", "-p", str(port), *options],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd="/",
+        **user,
+    )
+    try:
+        ready = [_program("pg_isready"), "-h", "127.0.0.1", "-p", str(port), "-t", "30"]
+        while subprocess.run(ready, check=False, stdout=subprocess.DEVNULL).returncode:
+            if server.poll() is not None:
+                raise RuntimeError(f"PostgreSQL has ended with {server.returncode}")
+        # SQLAlchemy would take another driver than the one that comes with dagster-postgres.
+        yield f"postgresql+psycopg2://dagster@127.0.0.1:{port}/postgres"
     finally:
-        shutil.rmtree(directory, ignore_errors=True)
+        server.terminate()
+        try:
+            server.wait(20)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
 
 
 @contextmanager

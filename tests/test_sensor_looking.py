@@ -11,12 +11,13 @@ import duckdb
 import httpx2
 import pytest
 from dagster_duckdb import DuckDBResource
-from queue_kit import hold, let_go, scene_of
+from queue_kit import add_run, hold, let_go, run_of, scene_of
 
 from dagster_claude_batch import (
     LocalClaudeBatchResource,
     build_claude_batch_asset,
     build_claude_batch_sensor,
+    held_run,
 )
 from dagster_claude_batch.sensor.tick import tick
 from dagster_claude_batch.simulator import SimulatorTransport
@@ -139,6 +140,26 @@ def test_a_tick_survives_an_api_that_cannot_be_asked_and_says_why(
     assert said.startswith(f"The API could not be asked ({why}")
     assert "1 run with 1 partition waits for 1 batch" in said
     assert let_go(instance) == []
+
+
+def test_a_run_whose_maker_ends_during_the_tick_is_not_let_go_for_want_of_something_to_wait_for(
+    instance: dg.DagsterInstance, claude: Claude
+) -> None:
+    seen, sent = claude.send(2)
+    hold(instance, waits(seen))
+    maker = add_run(instance, dg.DagsterRunStatus.STARTED)
+    held = hold(instance, maker=maker)
+
+    def end(request: httpx2.Request) -> None:
+        del request
+        held_run.describe(instance, held, dg.AssetKey("x"), waits(sent))
+        instance.report_run_canceled(run_of(instance, maker))
+
+    claude.transport.instead = end
+    said = [_tick(instance, claude), _tick(instance, claude)]
+
+    assert let_go(instance) == []
+    assert "2 runs" in said[1]
 
 
 def test_what_was_seen_before_an_error_counts(instance: dg.DagsterInstance, claude: Claude) -> None:

@@ -141,11 +141,15 @@ def _with_makers(
 ) -> list[tuple[HeldRun, dg.DagsterRun, dg.RunRecord | None]]:
     """Those whose maker has ended, with the record of it, if it has not been deleted."""
     makers = scene.records([held.maker_run_id for held, _ in due])
-    return [
+    over = [
         (held, run, maker)
         for held, run in due
         if _is_over(scene, held, maker := makers.get(held.maker_run_id))
     ]
+    # A maker says last what is waited for: it may have ended since its held run was read.
+    now = scene.runs([held.run_id for held, _, _ in over if not held.waits])
+    silent = {run_id for run_id, run in now.items() if not held_run.read(run).waits}
+    return [each for each in over if each[0].waits or each[0].run_id in silent]
 
 
 def _let_go(
