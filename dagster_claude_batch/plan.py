@@ -52,7 +52,9 @@ class Plan:
         """
         source = find_source(self.connection, self.declaration)
         prepare_tables(self.connection, self.declaration, source)
-        query = select_rows(self.connection, self.declaration, source, slices, only=only)
+        query = select_rows(
+            self.connection, self.declaration, source, slices, only=only, writes=False
+        )
         with query.callable_on(self.connection), reading(self.declaration):
             self.connection.execute(
                 f"CREATE OR REPLACE TEMP TABLE claude_batch_rows AS "

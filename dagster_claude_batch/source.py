@@ -182,6 +182,7 @@ def select_rows(
     *,
     only: str | None = None,
     max_tokens: int | None = None,
+    writes: bool = True,
 ) -> Query:
     """Select the partitions' rows, rendered.
 
@@ -189,7 +190,7 @@ def select_rows(
     the row cannot be asked, else NULL), ``hash`` (NULL where ``reason`` is not), ``bytes`` (of the
     row's own part of its request) and ``params`` (all of the request's, as JSON, with
     ``max_tokens``). ``only`` names a relation with ``k0`` … and ``partition``: other rows are left
-    out before anything is rendered.
+    out before anything is rendered. Without ``writes``, nobody wants the ``params``.
     """
     shape = declaration.shape
     used = tuple(source.columns) if shape.needs_whole_row else shape.columns
@@ -198,7 +199,7 @@ def select_rows(
     restricted = _restricted(declaration, only)
     aliases = {column: f"c{number}" for number, column in enumerate(used)}
     types = {column: source.type_of(declaration.asset, "prompt", column) for column in used}
-    scope = Scope(aliases, types)
+    scope = Scope(aliases, types, writes=writes)
     leaves = [f"{leaf.value(scope)} AS v{number}" for number, leaf in enumerate(shape.leaves)]
     values = [f"v{number}" for number in range(len(leaves))]
     keys = _aliases("k", declaration.row_key) + _aliases("i", declaration.include)
@@ -215,12 +216,12 @@ def select_rows(
         ),
         judged AS (
             SELECT * EXCLUDE (null_reason),
-                coalesce(null_reason, {shape.problem_sql(values)}) AS reason
+                coalesce(null_reason, {shape.problem_sql(values, scope)}) AS reason
             FROM rendered
         )
         SELECT * EXCLUDE ({", ".join(values)}),
             CASE WHEN reason IS NULL THEN {shape.hash_sql(values, scope)} END AS hash,
-            {shape.size_sql(values)} AS bytes,
+            {shape.size_sql(values, scope)} AS bytes,
             {shape.json_sql(values, scope, max_tokens=max_tokens or declaration.max_tokens)}
                 AS params
         FROM judged

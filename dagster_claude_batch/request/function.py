@@ -51,12 +51,14 @@ class FunctionPrompt:
         """A STRUCT: identity, members of the params, problem."""
         return scope.call(self.render, scope.row(), takes=scope.row_type(), returns=_RENDERED)
 
-    def json(self, value: str) -> str:
+    def json(self, value: str, scope: Scope) -> str:
         """The members of ``params``, without braces."""
+        del scope
         return f"{value}.members"
 
-    def size(self, value: str) -> str:
+    def size(self, value: str, scope: Scope) -> str:
         """Their bytes."""
+        del scope
         return f"strlen({value}.members)"
 
     def identity(self, value: str, scope: Scope) -> str:
@@ -64,8 +66,9 @@ class FunctionPrompt:
         del scope
         return f"{value}.identity"
 
-    def problem(self, value: str) -> str:
+    def problem(self, value: str, scope: Scope) -> str:
         """Why a row cannot be asked."""
+        del scope
         return f"{value}.problem"
 
     # --- one row ----------------------------------------------------------------------------

@@ -16,8 +16,8 @@ class Leaf(Protocol):
     """Where a row's own values stand in a request.
 
     ``value`` is worked out first, once; all else is SQL over that. ``size`` is the number of bytes
-    of ``json``; ``identity`` is what the request hash covers, as JSON; ``problem`` says why the
-    row cannot be asked, and is NULL where it can.
+    of ``json``, at the most; ``identity`` is what the request hash covers, as JSON; ``problem``
+    says why the row cannot be asked, and is NULL where it can.
     """
 
     @property
@@ -34,11 +34,11 @@ class Leaf(Protocol):
         """What all else is worked out from."""
         ...
 
-    def json(self, value: str) -> str:
+    def json(self, value: str, scope: "Scope") -> str:
         """Its text in the request."""
         ...
 
-    def size(self, value: str) -> str:
+    def size(self, value: str, scope: "Scope") -> str:
         """Bytes of that."""
         ...
 
@@ -46,7 +46,7 @@ class Leaf(Protocol):
         """What of it the request hash covers."""
         ...
 
-    def problem(self, value: str) -> str:
+    def problem(self, value: str, scope: "Scope") -> str:
         """Why the row cannot be asked."""
         ...
 
@@ -72,10 +72,12 @@ class Scope:
     """What the SQL of one query may refer to: the row's columns, bound values, functions.
 
     ``aliases`` maps each column to the SQL that yields it, ``types`` to its DuckDB type.
+    ``writes``: requests will be written, and not only judged.
     """
 
     aliases: Mapping[str, str]
     types: Mapping[str, str] = field(default_factory=dict[str, str])
+    writes: bool = True
     parameters: dict[str, object] = field(default_factory=dict[str, object])
     functions: list[Function] = field(default_factory=list[Function])
 

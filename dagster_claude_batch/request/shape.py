@@ -100,7 +100,7 @@ class RequestShape:
         opening = f'{{"max_tokens":{max_tokens:d},'
         of_leaves = iter(values)
         pieces = [
-            scope.bind(each) if isinstance(each, str) else each.json(next(of_leaves))
+            scope.bind(each) if isinstance(each, str) else each.json(next(of_leaves), scope)
             for each in (opening, *self._fragments, "}")
         ]
         return " || ".join(pieces)
@@ -110,15 +110,15 @@ class RequestShape:
         texts = [each for each in self._fragments if isinstance(each, str)]
         return len(f'{{"max_tokens":{max_tokens:d},{"".join(texts)}}}'.encode())
 
-    def size_sql(self, values: Sequence[str]) -> str:
-        """The other bytes of it."""
-        sizes = (leaf.size(value) for leaf, value in zip(self.leaves, values, strict=True))
-        return " + ".join(sizes)
+    def size_sql(self, values: Sequence[str], scope: Scope) -> str:
+        """The other bytes of it, at the most."""
+        pairs = zip(self.leaves, values, strict=True)
+        return " + ".join(leaf.size(value, scope) for leaf, value in pairs)
 
-    def problem_sql(self, values: Sequence[str]) -> str:
+    def problem_sql(self, values: Sequence[str], scope: Scope) -> str:
         """Why a row cannot be asked; NULL if it can."""
-        problems = [leaf.problem(value) for leaf, value in zip(self.leaves, values, strict=True)]
-        return f"coalesce({', '.join(problems)})"
+        pairs = zip(self.leaves, values, strict=True)
+        return f"coalesce({', '.join(leaf.problem(value, scope) for leaf, value in pairs)})"
 
     def hash_sql(self, values: Sequence[str], scope: Scope) -> str:
         """The request hash of a row."""

@@ -51,12 +51,14 @@ class Template:
             pieces += [f"CAST({scope.aliases[column]} AS VARCHAR)", scope.bind(text)]
         return " || ".join(pieces)
 
-    def json(self, value: str) -> str:
+    def json(self, value: str, scope: Scope) -> str:
         """A JSON string."""
+        del scope
         return f"CAST(to_json({value}) AS VARCHAR)"
 
-    def size(self, value: str) -> str:
+    def size(self, value: str, scope: Scope) -> str:
         """Its bytes, quotes and escapes included."""
+        del scope
         return f"strlen(to_json({value}))"
 
     def text(self, value: str, scope: Scope) -> str:
@@ -67,7 +69,7 @@ class Template:
         """The whole text, as JSON."""
         return f"CAST(to_json({self.text(value, scope)}) AS VARCHAR)"
 
-    def problem(self, value: str) -> str:
+    def problem(self, value: str, scope: Scope) -> str:
         """Claude refuses text without a character to be seen."""
         blank = f"regexp_full_match({value}, '\\s*')"
-        return f"CASE WHEN {blank} THEN '{self.name} is empty.' END"
+        return f"CASE WHEN {blank} THEN {scope.bind(f'{self.name} is empty.')} END"

@@ -130,7 +130,7 @@ def test_a_picture_may_be_a_url_or_the_path_of_a_file(project: Make, tmp_path: P
         (b"no picture", "holds no PNG, JPEG, GIF or WebP picture"),
         (b"", "holds no PNG, JPEG, GIF or WebP picture"),
         (None, "Column 'it', which the prompt needs, is NULL"),
-        (PICTURES["PNG"] + bytes(4_000_000), "is too large: as base64 it has 5333436 bytes"),
+        (PICTURES["PNG"] + bytes(4_000_000), "is too large: 5333436 bytes as base64"),
     ],
     ids=["something else", "nothing", "NULL", "too large"],
 )
