@@ -133,9 +133,8 @@ def _problem(said: str) -> dict[str, str | None]:
 
 
 def _problem_with_messages(messages: object) -> str | None:
-    if isinstance(messages, list | tuple) and not messages:
-        return "messages: at least one message is required"
-    return problem_with_messages(messages)
+    problem = problem_with_messages(messages)
+    return problem or (None if messages else "messages: at least one message is required")
 
 
 def _identity_of(asked: object) -> str:
