@@ -189,6 +189,13 @@ def _long(waiting: Waiting) -> str:
             f"{latest if waiting.not_before else ''}: {unsent} not sent yet. To cancel, terminate "
             "this run."
         )
+    if waiting.is_in_doubt and waiting.not_before:
+        requests = counted(waiting.requests, "request", "requests")
+        return (
+            f"The sensor starts this run at {waiting.not_before:%Y-%m-%d %H:%M} UTC, to look for a "
+            f"batch of {requests} whose creation nobody saw; nothing of it is sent again before. "
+            "To cancel, terminate this run."
+        )
     batches = counted(len(waiting.batch_ids), "batch", "batches")
     parts = [f"{batches} with {counted(waiting.requests, 'request', 'requests')} out"]
     if waiting.unsent:

@@ -59,6 +59,11 @@ class Waiting:
         return bool(self.unsent and not self.batch_ids and not self.requests)
 
     @property
+    def is_in_doubt(self) -> bool:
+        """Whether nobody knows yet which batch it is that is out, if there is one."""
+        return bool(self.requests and not self.batch_ids)
+
+    @property
     def next_try(self) -> datetime | None:
         """When it may be worth a try at the earliest, whatever has ended."""
         moments = (self.not_before, self.send_after)

@@ -105,6 +105,15 @@ def test_a_quiet_tick_says_what_it_waits_for() -> None:
     )
 
 
+def test_a_quiet_tick_says_what_looks_for_a_batch_that_nobody_saw() -> None:
+    in_doubt = _held(Waiting(requests=10, not_before=NOW + timedelta(minutes=20)))
+
+    assert describe([in_doubt], NOW, NOW) == (
+        "1 run with 1 partition waits for 0 batches, 1 of them looks for a batch whose creation "
+        "nobody saw."
+    )
+
+
 def test_a_quiet_tick_says_what_tries_again() -> None:
     again = replace(_held(), fruitless=2)
 

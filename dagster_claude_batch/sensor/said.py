@@ -97,6 +97,10 @@ def describe(waiting: Sequence[HeldRun], now: datetime, look_at: datetime) -> st
     again = [held for held in waiting if held.fruitless and not held.waits]
     if again:
         parts.append(f"{held_run.counted(len(again), 'of them tries', 'of them try')} again")
+    doubtful = [held for held in waiting if any(wait.is_in_doubt for wait in held.waits)]
+    if doubtful:
+        looks = held_run.counted(len(doubtful), "of them looks", "of them look")
+        parts.append(f"{looks} for a batch whose creation nobody saw")
     for_room = [held for held in waiting if any(wait.is_for_room for wait in held.waits)]
     if for_room:
         has = held_run.counted(len(for_room), "of them has", "of them have")

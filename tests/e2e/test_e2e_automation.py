@@ -62,6 +62,7 @@ def at_the_end(stage: Stage, waiting: Snapshot) -> Snapshot:
     )
     stage.wait_for_ticks("quick_automation", 3)
     dagster.stop_sensor("quick_automation")
+    stage.wait_for_ticks("claude_batch_sensor")  # the last tick of the other one may still ask
     for asset in HELD_RUNS:
         stage.wait_until_over(asset)
     dagster.wait_for_backfill(dagster.runs_of("naive")[0].tags["dagster/backfill"])
