@@ -1,19 +1,39 @@
-"""What the simulator answers: a real sentiment lexicon, and now and then a failure."""
+"""What the simulator answers: what this machine can measure, and now and then a failure."""
 
+import base64
 import hashlib
+import io
+import re
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
+from PIL import Image, ImageStat
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 NEUTRAL_BELOW = 0.05
 """The lexicon's own limit: scores nearer to zero are neutral."""
 
+GREY_BELOW, BRIGHT_FROM = 40, 110
+"""Of 255: mean saturation and mean value of a picture."""
 
-def answer(params: Mapping[str, Any]) -> dict[str, str | float]:
-    """Answer one request as the model would: a label and a score for the snippet."""
-    score = _analyzer().polarity_scores(_snippet(params))["compound"]
+_COLOURS = ("red", "yellow", "green", "cyan", "blue", "magenta")
+
+
+def answer(params: Mapping[str, Any]) -> dict[str, Any] | str:
+    """Answer one request as far as this machine can: each kind of question in its way."""
+    content = params["messages"][-1]["content"]
+    pictures = (
+        [block for block in content if block["type"] == "image"] if _is_blocks(content) else []
+    )
+    if pictures:
+        return _caption(base64.b64decode(pictures[0]["source"]["data"]))
+    question, _, text = _text(params).partition("\n\n")
+    if question.startswith("Translate into "):
+        return f"[{question.removeprefix('Translate into ').rstrip(':')}] {text}"
+    if question.startswith("What is this message"):
+        return {"topic": _topic(text)}
+    score = _analyzer().polarity_scores(text)["compound"]
     return {"label": _label(score), "score": score}
 
 
@@ -37,10 +57,48 @@ def outcome(params: Mapping[str, Any], custom_id: str, seen: int) -> str | None:
 
 def _snippet(params: Mapping[str, Any]) -> str:
     """Return the text below the prompt's first line."""
+    return _text(params).partition("\n\n")[2]
+
+
+def _text(params: Mapping[str, Any]) -> str:
     content = params["messages"][-1]["content"]
-    if not isinstance(content, str):
-        content = "".join(block["text"] for block in content if block["type"] == "text")
-    return content.partition("\n\n")[2]
+    if not _is_blocks(content):
+        return str(content)
+    return "".join(block["text"] for block in content if block["type"] == "text")
+
+
+def _is_blocks(content: object) -> bool:
+    return isinstance(content, list)
+
+
+def _caption(picture: bytes) -> dict[str, Any]:
+    """Describe what can be measured of a picture: its colour and its light."""
+    with Image.open(io.BytesIO(picture)) as opened:
+        width, height = opened.size
+        hue, saturation, value = ImageStat.Stat(opened.convert("HSV")).mean
+    colour = _COLOURS[int(hue / 256 * len(_COLOURS))] if saturation > GREY_BELOW else "grey"
+    light = "bright" if value > BRIGHT_FROM else "dark"
+    shape = "wide" if width > height else "tall"
+    return {
+        "caption": f"A {light} picture, mostly {colour}.",
+        "alt_text": f"{width} by {height} pixels, mostly {colour}; nobody has looked at it.",
+        "tags": [colour, light, shape],
+    }
+
+
+def _topic(text: str) -> str:
+    """The first topic of which a word occurs."""
+    words = set(re.findall(r"[a-z]+", text.lower()))
+    return next((topic for topic, known in _TOPICS.items() if words & known), "other")
+
+
+_TOPICS = {
+    "work": {"work", "job", "boss", "office", "meeting", "school", "homework", "exam"},
+    "food": {"food", "eat", "eating", "dinner", "lunch", "breakfast", "coffee", "beer", "cake"},
+    "media": {"movie", "film", "song", "music", "album", "tv", "show", "book", "video", "game"},
+    "weather": {"rain", "sun", "sunny", "snow", "weather", "cold", "hot", "storm"},
+    "people": {"friend", "friends", "mom", "dad", "girl", "boy", "people", "family", "baby"},
+}
 
 
 def _label(score: float) -> str:
