@@ -16,6 +16,7 @@ from dagster_claude_batch.errors import (
     ClaudeBatchError,
     CredentialsRefusedError,
 )
+from dagster_claude_batch.estimate import estimate
 from dagster_claude_batch.joining import Asking
 from dagster_claude_batch.ledger import Materialization, MaterializationConfig
 from dagster_claude_batch.outstanding import chunks_of
@@ -96,7 +97,7 @@ class Engine(Workbench):
         """Find out what `attach` and `advance` would send, and change nothing.
 
         Raises:
-            What `attach` raises, and `preflight.check_for_rehearsal`.
+            What `attach` raises, and `preflight.check_for_rehearsal`, and `estimate`.
         """
         now, slices = self.claude.now(), self.slices_of(partitions)
 
@@ -106,7 +107,10 @@ class Engine(Workbench):
         try:
             self.warehouse.transact(work)
         except _RolledBack as rolled_back:
-            return replace(rolled_back.rehearsal, unchecked=check_for_rehearsal(self))
+            rehearsal = replace(rolled_back.rehearsal, unchecked=check_for_rehearsal(self))
+            return replace(
+                rehearsal, estimates=[estimate(self, part) for part in rehearsal.partitions]
+            )
         raise AssertionError  # pragma: no cover  # it always is
 
     def attach_run(self, run_id: str, materializations: Sequence[Materialization]) -> None:

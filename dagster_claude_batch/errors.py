@@ -251,6 +251,16 @@ class SubmissionRefusedError(ClaudeBatchError):
         )
 
 
+class RequestRefusedError(ClaudeBatchError):
+    """The API would refuse a request, and all others like it, hours after they were sent."""
+
+    def __init__(self, asset: str, reason: str) -> None:
+        super().__init__(
+            f"The API would refuse the requests of asset {asset!r}: {reason} Nothing was sent. "
+            "Correct `prompt`, `system` or `params`."
+        )
+
+
 class AccountHaltedError(ClaudeBatchError):
     """The account, not a request, is at fault: no credit, a spend limit, a key without access."""
 

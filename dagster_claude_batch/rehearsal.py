@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from dagster_claude_batch import ledger
 from dagster_claude_batch.declaration import Declaration
@@ -15,6 +15,9 @@ from dagster_claude_batch.planning import sizes_of_chunks
 from dagster_claude_batch.preparing import prepare_tables
 from dagster_claude_batch.source import PartitionSlice, find_source, reading, select_rows
 from dagster_claude_batch.warehouse import Connection, row, rows
+
+if TYPE_CHECKING:
+    from dagster_claude_batch.estimate import Estimate
 
 _EXAMPLES: Final = 3
 
@@ -38,11 +41,13 @@ class Rehearsal:
     """What a run would send, in how many chunks.
 
     ``unchecked``: what kept the API from being asked whether the model will do, or None.
+    ``estimates`` are of the partitions, in their order.
     """
 
     partitions: Sequence[RehearsedPartition]
     chunks: int
     unchecked: str | None = None
+    estimates: "Sequence[Estimate]" = ()
 
     @property
     def rows(self) -> int:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from typing import Final, cast
+from typing import Any, Final, cast
 
 import dagster as dg
 
@@ -10,6 +10,7 @@ from dagster_claude_batch.config import ClaudeBatchConfig
 from dagster_claude_batch.dagster_internals import BACKFILL_TAG
 from dagster_claude_batch.declaration import Declaration
 from dagster_claude_batch.errors import TrialInBackfillError
+from dagster_claude_batch.estimate import STANDARD, Estimate
 from dagster_claude_batch.held_run import counted
 from dagster_claude_batch.rehearsal import Rehearsal
 from dagster_claude_batch.report import PartitionReport
@@ -39,7 +40,7 @@ def describe_rehearsal(
         if rehearsal.unchecked
         else ""
     )
-    for part in rehearsal.partitions:
+    for part, estimate in zip(rehearsal.partitions, rehearsal.estimates, strict=True):
         rows = counted(part.rows, "row", "rows")
         yield dg.AssetObservation(
             key,
@@ -51,11 +52,31 @@ def describe_rehearsal(
                 "rows_to_send": part.rows,
                 "rows_that_cannot_be_asked": part.invalid,
                 "request_bytes": part.bytes,
+                **_estimated(estimate),
                 "rows_to_send_in_run": rehearsal.rows,
                 "batches_of_run": rehearsal.chunks,
                 "requests": dg.MetadataValue.md(_requests(declaration, part.examples)),
             },
         )
+
+
+def _estimated(estimate: Estimate) -> dict[str, dg.MetadataValue[Any] | int]:
+    """Tokens and money, as numbers; a price that nobody knows is said to be so."""
+    requests = counted(estimate.counted, "request", "requests")
+    by = f"the mean of {requests} that the API counted" if estimate.counted else "its bytes"
+    shown: dict[str, dg.MetadataValue[Any] | int] = {
+        "estimated_input_tokens": estimate.input_tokens,
+        "estimated_by": dg.MetadataValue.text(by),
+    }
+    if estimate.most_usd is None:
+        return {**shown, "estimated_cost_usd_at_most": dg.MetadataValue.text("no known price")}
+    return {
+        **shown,
+        "estimated_cost_usd_at_most": dg.MetadataValue.float(float(estimate.most_usd)),
+        "estimated_standard_price_usd_at_most": dg.MetadataValue.float(
+            float(STANDARD * estimate.most_usd)
+        ),
+    }
 
 
 def _requests(declaration: Declaration, examples: Sequence[tuple[str, str]]) -> str:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from typing import Any
 
 import dagster as dg
 import httpx2
@@ -11,6 +12,7 @@ from kit import Project
 from dagster_claude_batch.errors import (
     DuplicateRowKeyError,
     ModelUnavailableError,
+    RequestRefusedError,
     SourceNotFoundError,
 )
 from dagster_claude_batch.ledger import MaterializationConfig
@@ -161,6 +163,56 @@ def test_a_dry_run_without_an_api_says_what_it_could_not_check(tweets: Project) 
 
     assert said().endswith("could not be checked, for the API gave no answer (APIConnectionError).")
     assert said().endswith("nothing is changed.")
+
+
+def _metadata(project: Project) -> dict[str, Any]:
+    found = project.engine().rehearse(["tweets"], MaterializationConfig())
+    key, declaration = dg.AssetKey("sentiment"), project.asset.declaration
+    (observation,) = describe_rehearsal(key, declaration, found)
+    return {name: value.value for name, value in observation.metadata.items()}
+
+
+def test_a_dry_run_says_what_it_would_take_and_a_run_takes_no_more(tweets: Project) -> None:
+    said = _metadata(tweets)
+    tweets.materialize()
+
+    bill = [each.usage for each in tweets.claude.simulator.bill()]
+    ((cost,),) = tweets.sql("SELECT sum(_cost_usd) FROM main.sentiment")
+    assert said["estimated_by"] == "the mean of 3 requests that the API counted"
+    assert said["estimated_input_tokens"] == sum(usage["input_tokens"] for usage in bill)
+    assert said["estimated_cost_usd_at_most"] >= float(cost) > 0
+    assert said["estimated_standard_price_usd_at_most"] == pytest.approx(
+        2 * said["estimated_cost_usd_at_most"]
+    )
+
+
+def test_where_tokens_cannot_be_counted_they_are_guessed_from_bytes(tweets: Project) -> None:
+    claude = tweets.claude
+    claude.__dict__["client"] = claude.client.with_options(max_retries=0)
+    tweets.wire.lose_call("POST /v1/messages/count_tokens", httpx2.ConnectError)
+
+    said = _metadata(tweets)
+
+    assert said["estimated_by"] == "its bytes"
+    assert 10 * 50 < said["estimated_input_tokens"] < 10 * 500
+
+
+def test_a_dry_run_of_a_model_without_a_known_price_says_so(tweets: Project) -> None:
+    model = tweets.claude.client.models.retrieve("claude-opus-5-5").to_dict(mode="json")
+    tweets.declare(model="claude-of-tomorrow")
+    tweets.wire.answer(
+        "GET /v1/models/claude-of-tomorrow", 200, {**model, "id": "claude-of-tomorrow"}
+    )
+    tweets.wire.answer("POST /v1/messages/count_tokens", 200, {"input_tokens": 7})
+
+    assert _metadata(tweets)["estimated_cost_usd_at_most"] == "no known price"
+
+
+def test_a_dry_run_fails_for_requests_that_the_api_would_refuse(tweets: Project) -> None:
+    tweets.declare(params={"thinking": {"type": "enabled", "budget_tokens": 2_000}})
+
+    with pytest.raises(RequestRefusedError, match=r"'sentiment': thinking\.type"):
+        tweets.engine().rehearse(["tweets"], MaterializationConfig())
 
 
 def test_a_dry_run_fails_for_what_a_run_would_fail_for(tweets: Project) -> None:

@@ -16,6 +16,7 @@ PACKAGE: Final = Path(dagster_claude_batch.__file__).parent
 VERBS: Final = frozenset(
     {
         "cancel",
+        "count_tokens",
         "create",
         "create_from_body",
         "delete",
@@ -32,6 +33,7 @@ VERBS: Final = frozenset(
 
 NOT_THE_ENGINE: Final = {
     "sensor": "has no ledger and pays for nothing; what it reads is asked again at its next tick",
+    "estimate": "only reads, and pays for nothing",
     "report": "only reads, after everything has landed",
     "advance.Engine.partitions_of_run:transact": "only reads, before anything else is done",
     "steadiness.Steadiness.check:transact": "only reads, and is asked again when it is stale",

@@ -1,0 +1,84 @@
+"""What a partition would take: tokens, of which the API counts a few, and at most how much."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, Final
+
+import anthropic
+
+from dagster_claude_batch.cost import Prices, batch_prices
+from dagster_claude_batch.errors import RequestRefusedError
+from dagster_claude_batch.one_line import one_line
+from dagster_claude_batch.rehearsal import RehearsedPartition
+from dagster_claude_batch.resource import UNANSWERED
+from dagster_claude_batch.workbench import Workbench
+
+_BYTES_PER_TOKEN: Final = 4
+
+_COUNTED: Final = (
+    "model",
+    "messages",
+    "system",
+    "tools",
+    "tool_choice",
+    "thinking",
+    "output_config",
+    "cache_control",
+)
+"""What of ``params`` matters to the number of input tokens."""
+
+STANDARD: Final = 2
+"""The standard price is so many times that of a batch, for input and output."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Input tokens of all requests of a partition, and what they cost at most, in USD.
+
+    The tokens are the mean of ``counted`` requests that the API has counted, times all of them; if
+    it counted none, a quarter of the bytes. The cost is that with ``max_tokens`` for each answer,
+    and None for a model without a known price. It knows nothing of retries and of caching.
+    """
+
+    input_tokens: int
+    counted: int
+    most_usd: Decimal | None
+
+
+def estimate(bench: Workbench, part: RehearsedPartition) -> Estimate:
+    """Estimate what a partition would take that has been rehearsed.
+
+    Raises:
+        RequestRefusedError: The API would refuse a request.
+    """
+    if not part.rows:
+        return Estimate(0, 0, Decimal(0))
+    counts = _counted(bench, [json.loads(params) for _, params in part.examples])
+    constant = bench.declaration.shape.constant_size(max_tokens=bench.declaration.max_tokens)
+    guessed = (part.bytes / part.rows + constant) / _BYTES_PER_TOKEN
+    mean = round(sum(counts) / len(counts) if counts else guessed)
+    prices = batch_prices(bench.declaration.shape.model)
+    most = None if prices is None else part.rows * _most(prices, mean, bench.declaration.max_tokens)
+    return Estimate(part.rows * mean, len(counts), most)
+
+
+def _most(prices: Prices, input_tokens: int, max_tokens: int) -> Decimal:
+    return prices.usd(input_tokens=input_tokens, output_tokens=max_tokens)
+
+
+def _counted(bench: Workbench, examples: Sequence[dict[str, Any]]) -> list[int]:
+    """Input tokens of some requests, as far as the API can be asked."""
+    counts: list[int] = []
+    for params in examples:
+        asked = {name: value for name, value in params.items() if name in _COUNTED}
+        try:
+            counts.append(bench.claude.count_tokens(asked))
+        except anthropic.BadRequestError as error:
+            reason = one_line(error.api_message or str(error))
+            raise RequestRefusedError(bench.declaration.asset, reason) from None
+        except UNANSWERED as error:
+            bench.log.warning("Tokens could not be counted (%s).", type(error).__name__)
+            break
+    return counts
