@@ -21,9 +21,9 @@ from dagster_claude_batch.preparing import refuse_collisions
 from dagster_claude_batch.request.declaring import (
     DeclaredPrompt,
     DeclaredSystem,
-    answers_with_tool,
     request_shape,
 )
+from dagster_claude_batch.request.shape import forces_tool
 from dagster_claude_batch.source import parse_query, parse_table_name
 from dagster_claude_batch.tables import TableName
 from dagster_claude_batch.waiting import materialize
@@ -86,7 +86,8 @@ def build_claude_batch_asset(  # noqa: PLR0913  # a declaration is made of its a
             is text. Or a list of parts: `Text`, `Image` and `Document`. A row with NULL in one of
             their columns is not asked, and fails as ``invalid_row``. Or, slower, a function of a
             row (a dict of all columns) that returns text, a list of content blocks, or a dict of
-            parameters with ``messages``; what it returns must depend on the row alone.
+            parameters with ``messages``; what it returns must depend on the row alone, and it may
+            be called by several threads at once.
         output: A Pydantic model: each answer is checked by it, and its fields become columns.
             Without it, the answer's text is the column ``response``.
         model: The model's id.
@@ -142,6 +143,15 @@ def build_claude_batch_asset(  # noqa: PLR0913  # a declaration is made of its a
     refuse_collisions(asset, [*columns, *included], [each.name for each in described.columns])
     answers = _answers_table(asset_key, table)
     candidates, label, upstream = _source(asset, source, query)
+    shape = request_shape(
+        asset,
+        model=model,
+        prompt=prompt,
+        system=system,
+        params=params,
+        cache=cache,
+        output=described,
+    )
     declaration = Declaration(
         asset=asset,
         answers=answers,
@@ -151,16 +161,8 @@ def build_claude_batch_asset(  # noqa: PLR0913  # a declaration is made of its a
         row_key=columns,
         include=included,
         partition_exprs=partitions.expressions(asset, partitions_def, partition_expr),
-        output=replace(described, is_of_tool=answers_with_tool(params or {})),
-        shape=request_shape(
-            asset,
-            model=model,
-            prompt=prompt,
-            system=system,
-            params=params,
-            cache=cache,
-            output=described,
-        ),
+        output=replace(described, is_of_tool=forces_tool(shape.params)),
+        shape=shape,
         max_tokens=_at_least_one(asset, "max_tokens", max_tokens),
         max_attempts=_at_least_one(asset, "max_attempts", max_attempts),
         max_failure_rate=_share(asset, max_failure_rate),

@@ -52,9 +52,7 @@ class Plan:
         """
         source = find_source(self.connection, self.declaration)
         prepare_tables(self.connection, self.declaration, source)
-        query = select_rows(
-            self.connection, self.declaration, source, slices, only=only, writes=False
-        )
+        query = select_rows(self.connection, self.declaration, source, slices, only=only)
         with query.callable_on(self.connection), reading(self.declaration):
             self.connection.execute(
                 f"CREATE OR REPLACE TEMP TABLE claude_batch_rows AS "

@@ -16,7 +16,6 @@ from dagster_claude_batch.errors import (
 )
 from dagster_claude_batch.ledger import Materialization
 from dagster_claude_batch.one_line import one_line
-from dagster_claude_batch.request.shape import takes_documents, takes_pictures
 from dagster_claude_batch.resource import UNANSWERED
 from dagster_claude_batch.workbench import Workbench, is_passing
 
@@ -122,8 +121,8 @@ def _lack_of(abilities: ModelCapabilities, declaration: Declaration) -> str | No
             abilities.structured_outputs,
             "has no structured outputs, which `output` needs.",
         ),
-        (takes_pictures(shape), abilities.image_input, "takes no pictures, which `prompt` has."),
-        (takes_documents(shape), abilities.pdf_input, "takes no documents, which `prompt` has."),
+        (shape.has_pictures, abilities.image_input, "takes no pictures, which `prompt` has."),
+        (shape.has_pdfs, abilities.pdf_input, "takes no PDFs, which `prompt` has."),
         (shape.effort is not None, abilities.effort, "takes no effort, which `params` has."),
     )
     return next(

@@ -24,7 +24,7 @@ _EXAMPLES: Final = 3
 
 @dataclass(frozen=True)
 class RehearsedPartition:
-    """What a partition would send: rows, bytes of their requests, a few of these with row keys.
+    """What a partition would send: rows, bytes of their own, a few requests of these with row keys.
 
     ``invalid`` rows cannot be asked.
     """
@@ -89,6 +89,7 @@ def _rehearsed(plan: Plan, part: PartitionSlice) -> RehearsedPartition:
         find_source(plan.connection, plan.declaration),
         [part],
         only=chosen,
+        writes=True,
     )
     with query.callable_on(plan.connection), reading(plan.declaration):
         found = rows(

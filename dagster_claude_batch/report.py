@@ -135,18 +135,15 @@ def count_since(
     """
     source = find_source(connection, declaration)
     query = select_rows(connection, declaration, source, slices)
-    found = rows(
-        connection,
-        f"""
+    sql = f"""
         SELECT r.partition, count(*) FROM ({query.sql}) AS r
         ANTI JOIN {declaration.answers.sql} AS a
             ON {selected_is_ours(declaration, "r", "a")} AND a._request_hash = r.hash
         ANTI JOIN {declaration.failures.sql} AS f ON {selected_is_ours(declaration, "r", "f")}
         GROUP BY ALL
-        """,
-        query.parameters,
-    )
-    return dict(found)
+    """
+    with query.callable_on(connection):
+        return dict(rows(connection, sql, query.parameters))
 
 
 def report_on(

@@ -1,42 +1,24 @@
 """What the SDK's own types say against a request's parameters, before they are sent."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache, lru_cache
 from json import loads
 from typing import Any, TypeGuard, cast, get_args, get_type_hints
 
-from anthropic.types.document_block_param import DocumentBlockParam
-from anthropic.types.image_block_param import ImageBlockParam
+from anthropic.types.content_block_param import ContentBlockParam
 from anthropic.types.message_create_params import MessageCreateParamsNonStreaming
-from anthropic.types.redacted_thinking_block_param import RedactedThinkingBlockParam
-from anthropic.types.search_result_block_param import SearchResultBlockParam
-from anthropic.types.text_block_param import TextBlockParam
-from anthropic.types.thinking_block_param import ThinkingBlockParam
 from anthropic.types.thinking_config_param import ThinkingConfigParam
 from anthropic.types.tool_choice_param import ToolChoiceParam
 from anthropic.types.tool_param import ToolParam
-from anthropic.types.tool_result_block_param import ToolResultBlockParam
-from anthropic.types.tool_use_block_param import ToolUseBlockParam
 from pydantic import TypeAdapter, ValidationError
 
-from dagster_claude_batch.request.canonical import canonical_json
+from dagster_claude_batch.canonical import canonical_json
 
 SAMPLING = frozenset({"temperature", "top_p", "top_k"})
 """Parameters that have left the SDK's types; older models take them."""
 
 _ROLES = frozenset({"user", "assistant", "system"})
-
-_BLOCKS: dict[str, Any] = {
-    "text": TextBlockParam,
-    "image": ImageBlockParam,
-    "document": DocumentBlockParam,
-    "search_result": SearchResultBlockParam,
-    "thinking": ThinkingBlockParam,
-    "redacted_thinking": RedactedThinkingBlockParam,
-    "tool_use": ToolUseBlockParam,
-    "tool_result": ToolResultBlockParam,
-}
 
 _TAGGED = {"tool_choice": ToolChoiceParam, "thinking": ThinkingConfigParam}
 """Unions told by ``type``: without that, errors of unions are such as nobody can read."""
@@ -86,6 +68,8 @@ def problem_with_messages(messages: object) -> str | None:
     """What the types say against a list of messages, or None."""
     if not isinstance(messages, list | tuple):
         return "messages: Input should be a valid list"
+    if not messages:
+        return "messages: at least one message is required"
     listed = cast("list[object]", messages)
     found = (problem_with_message(each, f"messages.{n}") for n, each in enumerate(listed))
     return next((problem for problem in found if problem), None)
@@ -102,7 +86,8 @@ def problem_with_message(message: object, where: str) -> str | None:
         return f"{where}.{name}: Extra inputs are not permitted"
     if message["role"] not in _ROLES:
         return f"{where}.role: Input should be 'user', 'assistant' or 'system'"
-    if not message["content"]:
+    content = message["content"]
+    if not content or (isinstance(content, str) and not content.strip()):
         return f"{where}: all messages must have non-empty content"
     return problem_with_content(message["content"], f"{where}.content")
 
@@ -122,9 +107,10 @@ def _problem_with_block(block: object, where: str) -> str | None:
     if not _is_object(block):
         return f"{where}: Input should be an object"
     kind = block.get("type")
-    if kind not in _BLOCKS:
+    member = _blocks().get(kind) if isinstance(kind, str) else None
+    if member is None:
         return f"{where}.type: Input tag {kind!r} does not match any of the expected tags"
-    problem = problem_with(adapter(_BLOCKS[kind]), block, where)
+    problem = problem_with(adapter(member), block, where)
     if problem is None and kind == "text" and not block["text"].strip():
         return f"{where}.text: text content blocks must contain non-whitespace text"
     return problem
@@ -132,9 +118,19 @@ def _problem_with_block(block: object, where: str) -> str | None:
 
 def problem_with_tool(tool: dict[str, Any], where: str) -> str | None:
     """What the types say against a tool of the user's own; the API's are left to the API."""
-    if tool.get("type", "custom") not in {"custom", None}:
-        return None
-    return problem_with(adapter(ToolParam), tool, where)
+    return problem_with(adapter(ToolParam), tool, where) if is_custom(tool) else None
+
+
+def is_custom(tool: Mapping[str, Any]) -> bool:
+    """Whether a tool is the user's own, and none that the API brings along."""
+    return tool.get("type", "custom") in {"custom", None}
+
+
+@cache
+def _blocks() -> dict[str, Any]:
+    """The types of content blocks, by their tag."""
+    members = get_args(ContentBlockParam)
+    return {tag: each for each in members for tag in get_args(get_type_hints(each)["type"])}
 
 
 @cache

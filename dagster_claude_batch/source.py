@@ -182,7 +182,7 @@ def select_rows(
     *,
     only: str | None = None,
     max_tokens: int | None = None,
-    writes: bool = True,
+    writes: bool = False,
 ) -> Query:
     """Select the partitions' rows, rendered.
 
@@ -190,7 +190,7 @@ def select_rows(
     the row cannot be asked, else NULL), ``hash`` (NULL where ``reason`` is not), ``bytes`` (of the
     row's own part of its request) and ``params`` (all of the request's, as JSON, with
     ``max_tokens``). ``only`` names a relation with ``k0`` … and ``partition``: other rows are left
-    out before anything is rendered. Without ``writes``, nobody wants the ``params``.
+    out before anything is rendered. Only with ``writes`` are the ``params`` whole.
     """
     shape = declaration.shape
     used = tuple(source.columns) if shape.needs_whole_row else shape.columns

@@ -78,7 +78,7 @@ def _digest(
     """The number of rows, and a sum over what they ask, in whatever order they come."""
     source = find_source(connection, declaration)
     query = select_rows(connection, declaration, source, slices)
-    with reading(declaration):
+    with query.callable_on(connection), reading(declaration):
         (count, total) = row(
             connection,
             f"SELECT count(*), coalesce(sum(hash({selected_keys(declaration)}, partition, hash)), "

@@ -159,7 +159,13 @@ def _write_all(
         same = list(group)
         _choose(connection, declaration, registered, [each.chunk for each in same])
         query = select_rows(
-            connection, declaration, source, slices, only=_CHOSEN, max_tokens=max_tokens
+            connection,
+            declaration,
+            source,
+            slices,
+            only=_CHOSEN,
+            max_tokens=max_tokens,
+            writes=True,
         )
         with query.callable_on(connection), reading(declaration):
             for batch in _lines(connection, declaration, query, same):

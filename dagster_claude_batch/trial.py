@@ -40,6 +40,7 @@ def describe_rehearsal(
         if rehearsal.unchecked
         else ""
     )
+    constant = declaration.shape.constant_size(max_tokens=declaration.max_tokens)
     for part, estimate in zip(rehearsal.partitions, rehearsal.estimates, strict=True):
         rows = counted(part.rows, "row", "rows")
         yield dg.AssetObservation(
@@ -51,7 +52,7 @@ def describe_rehearsal(
                 "dry_run": True,
                 "rows_to_send": part.rows,
                 "rows_that_cannot_be_asked": part.invalid,
-                "request_bytes": part.bytes,
+                "request_bytes": part.bytes + part.rows * constant,
                 **_estimated(estimate),
                 "rows_to_send_in_run": rehearsal.rows,
                 "batches_of_run": rehearsal.chunks,

@@ -15,6 +15,14 @@ class Rated(BaseModel):
     stars: int
 
 
+async def _later(row: dict[str, Any]) -> str:
+    return str(row)
+
+
+PICTURE = {"type": "image", "source": {"type": "url", "url": "https://example.org/it.png"}}
+SCHEMA = {"type": "json_schema", "schema": {"type": "object"}}
+
+
 RIGHT: dict[str, Any] = {"source": "texts", "row_key": "id", "prompt": "Rate {{ text }}"}
 STATIC = dg.StaticPartitionsDefinition(["a", "b"])
 MULTI = dg.MultiPartitionsDefinition({"x": STATIC, "y": STATIC})
@@ -42,6 +50,12 @@ MULTI = dg.MultiPartitionsDefinition({"x": STATIC, "y": STATIC})
         ({"params": {"temprature": 1}}, "params"),
         ({"params": {"metadata": object()}}, "params"),
         ({"params": {"system": "x"}}, "params"),
+        ({"params": [("metadata", None)]}, "params"),
+        ({"params": {"temperature": float("nan")}}, "params"),
+        ({"params": {"tool_choice": {"type": "auto"}}}, "params"),
+        ({"params": {"output_config": {"format": SCHEMA}}, "output": Rated}, "params"),
+        ({"params": {"messages": [{"role": "user", "content": " "}]}}, "params"),
+        ({"params": {"messages": [{"role": "user", "content": [{"type": []}]}]}}, "params"),
         ({"params": {"stop_sequences": "END"}}, "params"),
         ({"params": {"thinking": {"type": "deep"}}}, "params"),
         ({"params": {"thinking": {"type": "enabled"}}}, "params"),
@@ -56,8 +70,18 @@ MULTI = dg.MultiPartitionsDefinition({"x": STATIC, "y": STATIC})
         ({"prompt": [Text(" "), Text("{{ text }}")]}, "prompt"),
         ({"prompt": [{"type": "text", "text": "{{ text }}"}]}, "prompt"),
         ({"prompt": [Image("picture", resize=-1)]}, "prompt"),
+        ({"prompt": [Document("text", media_type="pdf")]}, "prompt"),
+        ({"prompt": None}, "prompt"),
+        ({"prompt": 5}, "prompt"),
+        ({"prompt": "half of a character \ud800 {{ text }}"}, "prompt"),
+        ({"prompt": _later}, "prompt"),
         ({"prompt": [Document("text", citations=True)], "output": Rated}, "prompt"),
         ({"system": [{"type": "image"}]}, "system"),
+        ({"system": [PICTURE]}, "system"),
+        ({"system": {"type": "text"}}, "system"),
+        ({"system": 5}, "system"),
+        ({"system": " "}, "system"),
+        ({"cache": "2h"}, "cache"),
         ({"system": "About {{ text }}", "prompt": str}, "system"),
         ({"cache": "1h", "prompt": "{{ text }}"}, "cache"),
         ({"table": "a.b.c.d"}, "table"),
@@ -178,3 +202,21 @@ def test_a_function_needs_no_columns_and_may_be_cached() -> None:
     assert found is not None
     assert found.declaration.shape.columns == ()
     assert found.declaration.shape.needs_whole_row
+
+
+def test_a_single_part_is_a_prompt_too() -> None:
+    found = batch_asset(build_claude_batch_asset("ratings", **{**RIGHT, "prompt": Image("it")}))
+
+    assert found is not None
+    assert found.declaration.shape.prompt == (Image("it"),)
+
+
+def test_what_json_writes_otherwise_is_sent_as_json_writes_it() -> None:
+    numbered = {"type": "object", "properties": {1: {"type": "string"}}}
+    params = {"tools": [{"name": "rate", "input_schema": numbered}]}
+
+    found = batch_asset(build_claude_batch_asset("ratings", **RIGHT, params=params))
+
+    assert found is not None
+    (tool,) = found.declaration.shape.tree()["tools"]
+    assert list(tool["input_schema"]["properties"]) == ["1"]

@@ -2,9 +2,10 @@
 
 import pytest
 from pydantic import BaseModel, Field
+from request_hashes import request_hash
 
 from dagster_claude_batch.output import Output
-from dagster_claude_batch.request.shape import RequestShape, request_hash
+from dagster_claude_batch.request.shape import RequestShape
 from dagster_claude_batch.request.template import Template
 
 

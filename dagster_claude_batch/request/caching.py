@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, Literal, cast
 
-from dagster_claude_batch.request.canonical import canonical_json
+from dagster_claude_batch.canonical import canonical_json
 from dagster_claude_batch.request.template import Template
 
 _CHARACTERS_PER_TOKEN: Final = 4
@@ -33,7 +33,7 @@ def with_breakpoint(tree: Mapping[str, Any], ttl: Literal["5m", "1h"]) -> dict[s
     blocks = _Blocks(tree)
     last = None
     for place, block in blocks:
-        if _is_constant(block):
+        if is_constant(block):
             last = place
             continue
         front = _front_of(block)
@@ -49,12 +49,13 @@ def with_breakpoint(tree: Mapping[str, Any], ttl: Literal["5m", "1h"]) -> dict[s
     return blocks.tree()
 
 
-def _is_constant(value: object) -> bool:
+def is_constant(value: object) -> bool:
+    """Whether a tree has no leaf where the row matters."""
     match value:
         case dict():
-            return all(_is_constant(v) for v in cast("dict[str, object]", value).values())
+            return all(is_constant(v) for v in cast("dict[str, object]", value).values())
         case list() | tuple():
-            return all(_is_constant(each) for each in cast("list[object]", value))
+            return all(is_constant(each) for each in cast("list[object]", value))
         case _:
             return value is None or isinstance(value, str | int | float)
 
@@ -123,7 +124,7 @@ def shared_tokens(tree: Mapping[str, Any]) -> int:
     """About how many tokens of params with a breakpoint stand before it."""
     characters = 0
     for _, block in _Blocks(tree):
-        if not _is_constant(block):
+        if not is_constant(block):
             break
         characters += len(canonical_json({**block, "cache_control": None}))
         if "cache_control" in block:

@@ -1,5 +1,7 @@
 """What was declared of an asset's requests → their shape; whatever cannot work is refused here."""
 
+import inspect
+import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -11,12 +13,19 @@ from dagster_claude_batch.request import files
 from dagster_claude_batch.request.caching import (
     LEAST_TOKENS,
     NothingSharedError,
+    is_constant,
     shared_tokens,
     with_breakpoint,
 )
 from dagster_claude_batch.request.function import FunctionPrompt, PromptFunction
 from dagster_claude_batch.request.parts import Document, Image, Part, Text
-from dagster_claude_batch.request.shape import Prompt, RequestShape, System, Ttl
+from dagster_claude_batch.request.shape import (
+    Prompt,
+    RequestShape,
+    System,
+    Ttl,
+    forces_tool,
+)
 from dagster_claude_batch.request.template import Template
 from dagster_claude_batch.sdk_types import (
     problem_with_content,
@@ -36,9 +45,6 @@ _ELSEWHERE: Final = {
     "speed": "nothing: batches have no speed",
 }
 
-_FORCING: Final = ("tool", "any")
-"""Values of ``tool_choice.type`` with which the answer is a tool's input."""
-
 
 def request_shape(
     asset: str,
@@ -55,19 +61,20 @@ def request_shape(
     Raises:
         DeclarationError: An argument cannot work; the message names it, and the cure.
     """
-    given = _params(asset, params or {})
-    is_tool = answers_with_tool(given)
-    if is_tool:
-        given = _with_input_schema(given, output)
-    _check_tools(asset, given)
+    given = _params(asset, params)
+    is_tool = forces_tool(given)
+    _check_format(asset, given, output)
+    _check_tools(asset, given, output.schema if is_tool else None)
+    schema = None if is_tool else output.schema
     shape = RequestShape(
         model=model,
-        prompt=_prompt(asset, prompt, output),
+        prompt=_prompt(asset, prompt, has_format=schema is not None),
         system=_system(asset, system, is_function=callable(prompt)),
         params=given,
-        schema=None if is_tool else output.schema,
+        schema=schema,
         declared_schema=output.declared_schema,
-        cache=cache,
+        tool_schema=output.schema if is_tool else None,
+        cache=_ttl(asset, cache),
     )
     if isinstance(shape.prompt, FunctionPrompt):
         return _with_defaults(asset, shape, shape.prompt)
@@ -76,27 +83,42 @@ def request_shape(
     return shape
 
 
-def answers_with_tool(params: Mapping[str, Any]) -> bool:
-    """Whether the model is made to use a tool, whose input then is the answer."""
-    choice = params.get("tool_choice")
-    return isinstance(choice, Mapping) and cast("Any", choice).get("type") in _FORCING
+def _plain(asset: str, argument: str, value: object) -> Any:  # noqa: ANN401  # any JSON
+    """The same as plain JSON values, as which it is sent."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        text.encode()
+    except (TypeError, ValueError) as error:
+        said = f"it cannot be written as JSON ({type(error).__name__})."
+        raise DeclarationError(asset, argument, said, cure="Use plain values.") from None
+    return json.loads(text)
+
+
+def _ttl(asset: str, cache: object) -> Ttl | None:
+    if cache is None or cache in {"5m", "1h"}:
+        return cast("Ttl | None", cache)
+    raise DeclarationError(
+        asset, "cache", f"nothing is cached for {cache!r}.", cure='Use "5m" or "1h".'
+    )
 
 
 # --- prompts --------------------------------------------------------------------------------
 
 
-def _prompt(asset: str, prompt: DeclaredPrompt, output: Output) -> Prompt:
+def _prompt(asset: str, prompt: object, *, has_format: bool) -> Prompt:
     if isinstance(prompt, str):
-        template = Template.parse(prompt)
+        template = Template.parse(_plain(asset, "prompt", prompt))
         _refuse_unless(asset, template.columns)
         return template
     if callable(prompt):
+        _refuse_coroutine(asset, prompt)
         return FunctionPrompt(prompt)
-    parts = tuple(Text(each) if isinstance(each, str) else each for each in prompt)
-    for part in parts:
-        _check_part(asset, part, output)
-    _refuse_unless(asset, RequestShape(model="", prompt=parts).columns)
-    return parts
+    several = isinstance(prompt, Sequence)
+    listed = cast("Sequence[object]", prompt) if several else [prompt]
+    parts = tuple(Text(each) if isinstance(each, str) else each for each in listed)
+    checked = tuple(_checked_part(asset, part, has_format=has_format) for part in parts)
+    _refuse_unless(asset, RequestShape(model="", prompt=checked).columns)
+    return checked
 
 
 def _refuse_unless(asset: str, columns: Sequence[str]) -> None:
@@ -109,23 +131,27 @@ def _refuse_unless(asset: str, columns: Sequence[str]) -> None:
         )
 
 
-def _check_part(asset: str, part: object, output: Output) -> None:
+def _refuse_coroutine(asset: str, prompt: object) -> None:
+    if inspect.iscoroutinefunction(prompt):
+        raise DeclarationError(
+            asset, "prompt", "it is a coroutine function.", cure="Use an ordinary function."
+        )
+
+
+def _checked_part(asset: str, part: object, *, has_format: bool) -> Part:
     match part:
         case Text():
-            if not part.template.strip():
+            if not str(_plain(asset, "prompt", part.template)).strip():
                 raise DeclarationError(
                     asset, "prompt", "one of its texts is empty.", cure="Leave it out."
                 )
+            return part
         case Image():
             _check_image(asset, part)
+            return part
         case Document():
-            if part.citations and output.schema is not None:
-                raise DeclarationError(
-                    asset,
-                    "prompt",
-                    "the API gives no citations where `output` asks for JSON.",
-                    cure="Leave out one of the two.",
-                )
+            _check_document(asset, part, has_format=has_format)
+            return part
         case _:
             raise DeclarationError(
                 asset,
@@ -135,13 +161,32 @@ def _check_part(asset: str, part: object, output: Output) -> None:
             )
 
 
+def _check_document(asset: str, document: Document, *, has_format: bool) -> None:
+    if document.media_type not in {None, "application/pdf", "text/plain"}:
+        raise DeclarationError(
+            asset,
+            "prompt",
+            f"there is no document of the type {document.media_type!r}.",
+            cure="Use application/pdf or text/plain.",
+        )
+    if document.citations and has_format:
+        raise DeclarationError(
+            asset,
+            "prompt",
+            "the API gives no citations where `output` asks for JSON.",
+            cure="Leave out one of the two.",
+        )
+
+
 def _check_image(asset: str, image: Image) -> None:
-    if image.max_edge is not None and image.max_edge < 1:
+    if image.max_edge is None:
+        return
+    if image.max_edge < 1:
         raise DeclarationError(
             asset, "prompt", f"no picture has {image.resize} pixels.", cure="Use resize=True."
         )
     try:
-        files.image_reader(image.max_edge)
+        files.require_pillow()
     except ImportError as error:
         raise DeclarationError(
             asset,
@@ -151,22 +196,25 @@ def _check_image(asset: str, image: Image) -> None:
         ) from error
 
 
-def _system(asset: str, system: DeclaredSystem, *, is_function: bool) -> System:
+def _system(asset: str, system: object, *, is_function: bool) -> System:
     """The system prompt, with templates where it names columns."""
     if system is None:
         return None
-    if isinstance(system, str):
-        found: System = _templated(system)
-    else:
-        blocks = [dict(block) for block in system]
-        problem = problem_with_content(blocks, "system")
-        if problem is not None:
-            raise DeclarationError(asset, "system", f"{problem}.", cure="Correct it.")
-        found = [{**block, "text": _templated(block["text"])} for block in blocks]
-    varies = isinstance(found, Template) or (
-        not isinstance(found, str) and any(isinstance(b["text"], Template) for b in found)
+    given = _plain(asset, "system", system)
+    problem = problem_with_content(given, "system")
+    if problem is None and isinstance(given, str) and not given.strip():
+        problem = "it is empty"
+    if problem is None and not isinstance(given, str):
+        is_text = all(block["type"] == "text" for block in given)
+        problem = None if is_text else "it may have blocks of text only"
+    if problem is not None:
+        raise DeclarationError(asset, "system", f"{problem}.", cure="Correct it.")
+    found: System = (
+        _templated(given)
+        if isinstance(given, str)
+        else [{**block, "text": _templated(block["text"])} for block in given]
     )
-    if varies and is_function:
+    if is_function and not is_constant(found):
         raise DeclarationError(
             asset,
             "system",
@@ -184,9 +232,13 @@ def _templated(text: str) -> str | Template:
 # --- parameters -----------------------------------------------------------------------------
 
 
-def _params(asset: str, params: Mapping[str, Any]) -> dict[str, Any]:
+def _params(asset: str, params: object) -> dict[str, Any]:
     """Check all but the tools by the SDK's types."""
-    for name, value in params.items():
+    if params is not None and not isinstance(params, Mapping):
+        raise DeclarationError(asset, "params", "it is no mapping.", cure="Use a dict.")
+    listed = cast("Mapping[str, Any]", params or {})
+    given: dict[str, Any] = _plain(asset, "params", dict(listed))
+    for name, value in given.items():
         if name in _ELSEWHERE:
             raise DeclarationError(
                 asset, "params", f"{name!r} is not for here.", cure=f"Use {_ELSEWHERE[name]}."
@@ -197,27 +249,25 @@ def _params(asset: str, params: Mapping[str, Any]) -> dict[str, Any]:
             raise DeclarationError(
                 asset, "params", f"{problem}.", cure="Correct it, or upgrade `anthropic`."
             )
-    return dict(params)
+    return given
 
 
-def _with_input_schema(params: dict[str, Any], output: Output) -> dict[str, Any]:
-    """Fill in, for the tool that has to be used, what its input is to be: the output."""
-    if output.schema is None:
-        return params
-    chosen = params["tool_choice"].get("name")
-    tools = [
-        {**tool, "input_schema": output.schema}
-        if tool.get("name") == chosen and "input_schema" not in tool
-        else tool
-        for tool in params.get("tools", ())
-    ]
-    return {**params, "tools": tools}
+def _check_format(asset: str, params: Mapping[str, Any], output: Output) -> None:
+    if output.schema is not None and params.get("output_config", {}).get("format"):
+        raise DeclarationError(
+            asset,
+            "params",
+            "it declares a format of the answer, and so does `output`.",
+            cure="Leave out one of the two.",
+        )
 
 
-def _check_tools(asset: str, params: Mapping[str, Any]) -> None:
-    tools = params.get("tools", ())
+def _check_tools(asset: str, params: Mapping[str, Any], schema: Mapping[str, Any] | None) -> None:
+    """Check the tools as they are sent: with ``schema`` for the input that has no other."""
+    filled = {} if schema is None else {"input_schema": schema}
+    tools = params.get("tools", [])
     for number, tool in enumerate(tools):
-        problem = problem_with_tool(tool, f"tools.{number}")
+        problem = problem_with_tool({**filled, **tool}, f"tools.{number}")
         if problem is not None:
             raise DeclarationError(asset, "params", f"{problem}.", cure="Correct it.")
     choice = params.get("tool_choice")
@@ -228,8 +278,8 @@ def _check_tools(asset: str, params: Mapping[str, Any]) -> None:
         raise DeclarationError(
             asset,
             "params",
-            "`tool_choice` asks for a tool that is not among `tools`.",
-            cure="Add it to `tools`.",
+            "`tool_choice` is about tools that are not among `tools`.",
+            cure="Add them to `tools`, or leave it out.",
         )
 
 

@@ -1,8 +1,10 @@
-"""Pictures and documents that a column only names, and pictures that are too large."""
+"""Pictures and documents: what they are, reading those that are named, making them small."""
 
 import hashlib
+import importlib
 import io
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -30,75 +32,97 @@ Read: TypeAlias = dict[str, Any]
 MAX_FILE_BYTES: Final = 32_000_000
 """Nothing larger fits into a request, however it is written."""
 
-NO_PICTURE: Final = "no PNG, JPEG, GIF or WebP picture"
-NO_PDF: Final = "no PDF"
-
-_Kinds: TypeAlias = tuple[tuple[bytes, bytes, str], ...]
-"""How a file begins, what stands at its ninth byte, and its media type."""
-
-_PICTURES: Final[_Kinds] = (
-    (b"\x89PNG\r\n\x1a\n", b"", "image/png"),
-    (b"\xff\xd8\xff", b"", "image/jpeg"),
-    (b"GIF8", b"", "image/gif"),
-    (b"RIFF", b"WEBP", "image/webp"),
-)
-_PDF: Final[_Kinds] = ((b"%PDF-", b"", "application/pdf"),)
 _NINTH: Final = 8
 _FIRST_BYTES: Final = 12
 
 
-def image_reader(max_edge: int | None) -> Callable[[str | bytes | None], Read]:
-    """A function that reads a picture: of bytes, a path, or a URL, which Claude reads.
+@dataclass(frozen=True)
+class Format:
+    """How a file begins, what stands from its ninth byte on, and its media type."""
 
-    With ``max_edge``, one whose longer edge has more pixels is scaled down to them, if it takes
-    fewer bytes then.
+    begins: bytes
+    media_type: str
+    ninth: bytes = b""
 
-    Raises:
-        ImportError: Pillow is not installed, and is needed.
+
+PICTURES: Final = (
+    Format(b"\x89PNG\r\n\x1a\n", "image/png"),
+    Format(b"\xff\xd8\xff", "image/jpeg"),
+    Format(b"GIF8", "image/gif"),
+    Format(b"RIFF", "image/webp", ninth=b"WEBP"),
+)
+PDFS: Final = (Format(b"%PDF-", "application/pdf"),)
+
+
+def media_type_sql(data: str, formats: tuple[Format, ...]) -> str:
+    """What SQL's BLOBs are by their first bytes; NULL for anything else."""
+    cases = [
+        f"WHEN {_stands_at(data, 0, each.begins)} AND {_stands_at(data, _NINTH, each.ninth)} "
+        f"THEN '{each.media_type}'"
+        for each in formats
+    ]
+    return f"CASE {' '.join(cases)} END"
+
+
+def _stands_at(data: str, start: int, what: bytes) -> str:
+    if not what:
+        return "true"
+    literal = "".join(f"\\x{byte:02X}" for byte in what)
+    return f"{data}[{start + 1}:{start + len(what)}] = '{literal}'::BLOB"
+
+
+def _media_type(first: bytes, formats: tuple[Format, ...]) -> str | None:
+    for each in formats:
+        if first.startswith(each.begins) and first[_NINTH:].startswith(each.ninth):
+            return each.media_type
+    return None
+
+
+def reader(
+    formats: tuple[Format, ...], what: str, *, shrink: "Shrink | None", keeps_data: bool
+) -> Callable[[str | bytes | None], Read]:
+    """A function that reads bytes, a path, or a URL, which Claude reads.
+
+    ``what`` says what it reads. Without ``keeps_data`` only what is known of it is returned, and
+    nothing is made small: its size then is what it has at the most.
     """
-    shrink = _shrink_to(max_edge) if max_edge is not None else None
 
     def read(named: str | bytes | None) -> Read:
-        found = _read(named, _PICTURES, NO_PICTURE)
-        if shrink is not None and found["data"] is not None:
-            data = shrink(found["data"])
-            found |= {"data": data, "size": len(data)}
-        return found
+        found = _read(named, formats, what)
+        data: bytes | None = found["data"]
+        if data is None:
+            return found
+        if not keeps_data:
+            size = len(data) if shrink is None else min(len(data), shrink.most_bytes)
+            return {**found, "data": None, "size": size}
+        if shrink is None:
+            return found
+        small = shrink(data)
+        return {
+            **found,
+            "data": small,
+            "size": len(small),
+            "media_type": _media_type(small, formats),
+        }
 
     return read
 
 
-def read_pdf(named: str | bytes | None) -> Read:
-    """Read a PDF: by its path, or its URL, which Claude reads."""
-    return _read(named, _PDF, NO_PDF)
-
-
-def without_data(
-    read: Callable[[str | bytes | None], Read],
-) -> Callable[[str | bytes | None], Read]:
-    """The same function, of which nobody keeps the bytes."""
-
-    def judge(named: str | bytes | None) -> Read:
-        return {**read(named), "data": None}
-
-    return judge
-
-
-def _read(named: str | bytes | None, kinds: _Kinds, otherwise: str) -> Read:
+def _read(named: str | bytes | None, formats: tuple[Format, ...], what: str) -> Read:
     """Read a file that begins as it should: what a table names must not reveal any other."""
     if named is None:
         return _found()
     if isinstance(named, bytes):
-        return _found(data=named, media_type=_media_type(named, kinds))
+        return _found(data=named, media_type=_media_type(named, formats))
     if named.startswith(("http://", "https://")):
         return _found(url=named)
     name = repr(one_line(named))
     try:
         with Path(named).open("rb") as file:
             first = file.read(_FIRST_BYTES)
-            media_type = _media_type(first, kinds)
+            media_type = _media_type(first, formats)
             if media_type is None:
-                return _found(problem=f"The file {name} holds {otherwise}.")
+                return _found(problem=f"The file {name} is no {what}.")
             data = first + file.read(MAX_FILE_BYTES)
     except (OSError, ValueError) as error:  # the latter for a path that none can be
         why = (isinstance(error, OSError) and error.strerror) or "it is no path"
@@ -106,13 +130,6 @@ def _read(named: str | bytes | None, kinds: _Kinds, otherwise: str) -> Read:
     if len(data) > MAX_FILE_BYTES:
         return _found(problem=f"The file {name} is larger than any request.")
     return _found(data=data, media_type=media_type)
-
-
-def _media_type(first: bytes, kinds: _Kinds) -> str | None:
-    for begins, ninth, media_type in kinds:
-        if first.startswith(begins) and first[_NINTH:].startswith(ninth):
-            return media_type
-    return None
 
 
 def _found(
@@ -132,20 +149,46 @@ def _found(
     }
 
 
-def _shrink_to(max_edge: int) -> Callable[[bytes], bytes]:
-    from PIL import Image  # noqa: PLC0415  # an extra
+@dataclass(frozen=True)
+class Shrink:
+    """Makes pictures small: at most so many pixels of the longer edge, and so many bytes.
 
-    def shrink(data: bytes) -> bytes:
+    One that is small enough stays as it is. What is no picture, or none that Pillow can work
+    with, stays too, and is judged like all others.
+    """
+
+    max_edge: int
+    most_bytes: int
+
+    def __call__(self, data: bytes) -> bytes:
+        """Return the picture's bytes, upright and of the same format if that is small enough."""
+        from PIL import Image, ImageOps  # noqa: PLC0415  # an extra
+
         try:
-            with Image.open(io.BytesIO(data)) as picture:
-                if max(picture.size) <= max_edge:
+            with Image.open(io.BytesIO(data)) as opened:
+                is_small = max(opened.size) <= self.max_edge
+                if is_small and len(data) <= self.most_bytes:
                     return data
-                kind = picture.format
-                picture.thumbnail((max_edge, max_edge))
-                written = io.BytesIO()
-                picture.save(written, format=kind)
-        except (OSError, ValueError, Image.DecompressionBombError):
-            return data  # no picture, or none that Pillow can work with: judged like all others
-        return min(written.getvalue(), data, key=len)
+                picture = ImageOps.exif_transpose(opened)
+                picture.thumbnail((self.max_edge, self.max_edge))
+                small = _saved(picture, opened.format)
+                if len(small) > self.most_bytes:
+                    small = _saved(picture.convert("RGB"), "JPEG")
+        except Exception:  # noqa: BLE001  # Pillow's readers raise whatever they like
+            return data
+        return min(small, data, key=len)
 
-    return shrink
+
+def _saved(picture: Any, kind: str | None) -> bytes:  # noqa: ANN401  # Pillow is an extra
+    written = io.BytesIO()
+    picture.save(written, format=kind)
+    return written.getvalue()
+
+
+def require_pillow() -> None:
+    """Make sure that pictures can be made small.
+
+    Raises:
+        ImportError: Pillow is not installed.
+    """
+    importlib.import_module("PIL")

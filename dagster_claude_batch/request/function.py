@@ -7,8 +7,8 @@ from typing import Any, Final, TypeAlias, TypeGuard
 
 import duckdb
 
+from dagster_claude_batch.canonical import NOT_HASHED, canonical_json, without_cache_control
 from dagster_claude_batch.one_line import one_line
-from dagster_claude_batch.request.canonical import NOT_HASHED, canonical_json, without_cache_control
 from dagster_claude_batch.request.leaf import Row, Scope
 from dagster_claude_batch.sdk_types import problem_with_messages, problem_with_param
 
@@ -18,8 +18,10 @@ Asked: TypeAlias = "str | list[dict[str, Any]] | dict[str, Any]"
 PromptFunction: TypeAlias = Callable[[Row], Any]
 
 _RENDERED: Final = duckdb.struct_type(
-    {"identity": "VARCHAR", "members": "VARCHAR", "problem": "VARCHAR"}
+    {"identity": "VARCHAR", "members": "VARCHAR", "size": "BIGINT", "problem": "VARCHAR"}
 )
+
+_Rendered: TypeAlias = "dict[str, str | int | None]"
 
 DECLARED_ELSEWHERE: Final = ("model", "max_tokens", "stream", "speed")
 """Parameters that a row cannot have for itself."""
@@ -48,8 +50,9 @@ class FunctionPrompt:
         return "function"
 
     def value(self, scope: Scope) -> str:
-        """A STRUCT: identity, members of the params, problem."""
-        return scope.call(self.render, scope.row(), takes=scope.row_type(), returns=_RENDERED)
+        """A STRUCT: identity, members of the params and their bytes, problem."""
+        render = self.render if scope.writes else self.judge
+        return scope.call(render, scope.row(), takes=scope.row_type(), returns=_RENDERED)
 
     def json(self, value: str, scope: Scope) -> str:
         """The members of ``params``, without braces."""
@@ -59,7 +62,7 @@ class FunctionPrompt:
     def size(self, value: str, scope: Scope) -> str:
         """Their bytes."""
         del scope
-        return f"strlen({value}.members)"
+        return f"{value}.size"
 
     def identity(self, value: str, scope: Scope) -> str:
         """Of text, the text itself: the same question as a template's has the same hash."""
@@ -73,16 +76,19 @@ class FunctionPrompt:
 
     # --- one row ----------------------------------------------------------------------------
 
-    def render(self, row: Row) -> dict[str, str | None]:
+    def judge(self, row: Row) -> _Rendered:
+        """The same, of which nobody keeps what is asked."""
+        return {**self.render(row), "members": None}
+
+    def render(self, row: Row) -> _Rendered:
         """What one row is asked, or why it cannot be."""
         try:
             asked = self.function(row)
             return self._rendered(asked)
         except Exception as error:  # noqa: BLE001  # a user's function; one row must not fail others
-            said = one_line(f"{type(error).__name__}: {error}")
-            return _problem(f"The prompt function raised {said}")
+            return _problem(f"The prompt function raised {type(error).__name__}: {error}")
 
-    def _rendered(self, asked: object) -> dict[str, str | None]:
+    def _rendered(self, asked: object) -> _Rendered:
         if isinstance(asked, str):
             if not asked.strip():
                 return _problem("The prompt is empty.")
@@ -96,7 +102,7 @@ class FunctionPrompt:
             "of content blocks, or a dict of parameters."
         )
 
-    def _whole(self, asked: Mapping[str, Any]) -> dict[str, str | None]:
+    def _whole(self, asked: Mapping[str, Any]) -> _Rendered:
         """Whole ``params``, whose messages are all that there are."""
         for name, value in asked.items():
             if name in DECLARED_ELSEWHERE:
@@ -107,34 +113,30 @@ class FunctionPrompt:
         if "messages" not in asked:
             return _problem("The prompt function returned parameters without `messages`.")
         others = {name: value for name, value in asked.items() if name != "messages"}
+        if "output_config" in others:
+            ours = self.defaults.get("output_config", {})
+            if "format" in ours and "format" in others["output_config"]:
+                return _problem("The prompt function returned a format, which `output` declares.")
+            others["output_config"] = {**ours, **others["output_config"]}
         hashed = {name: value for name, value in asked.items() if name not in NOT_HASHED}
         return self._members(others, asked["messages"], identity=_identity_of(hashed))
 
-    def _params(
-        self, others: Mapping[str, Any], content: object, *, identity: str
-    ) -> dict[str, str | None]:
+    def _params(self, others: Mapping[str, Any], content: object, *, identity: str) -> _Rendered:
         messages = [*self.examples, {"role": "user", "content": content}]
         return self._members(others, messages, identity=identity)
 
-    def _members(
-        self, others: Mapping[str, Any], messages: object, *, identity: str
-    ) -> dict[str, str | None]:
-        problem = _problem_with_messages(messages)
+    def _members(self, others: Mapping[str, Any], messages: object, *, identity: str) -> _Rendered:
+        problem = problem_with_messages(messages)
         if problem:
             return _problem(f"The prompt function returned what the API refuses: {problem}.")
         params = {**self.defaults, **others, "messages": messages}
         text = json.dumps(params, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-        text.encode()  # raises where it holds half of a character
-        return {"identity": identity, "members": text[1:-1], "problem": None}
+        size = len(text.encode())  # raises where it holds half of a character
+        return {"identity": identity, "members": text[1:-1], "size": size, "problem": None}
 
 
-def _problem(said: str) -> dict[str, str | None]:
-    return {"identity": None, "members": None, "problem": said}
-
-
-def _problem_with_messages(messages: object) -> str | None:
-    problem = problem_with_messages(messages)
-    return problem or (None if messages else "messages: at least one message is required")
+def _problem(said: str) -> _Rendered:
+    return {"identity": None, "members": None, "size": None, "problem": one_line(said)}
 
 
 def _identity_of(asked: object) -> str:

@@ -32,8 +32,9 @@ class Image:
     Args:
         column: The column. VARCHAR that begins with ``http://`` or ``https://`` is a URL.
         resize: Scale larger pictures down to so many pixels of their longer edge; ``True`` means
-            1,568, above which most models do it themselves. Needs Pillow:
-            ``pip install 'dagster-claude-batch[images]'``.
+            1,568, above which most models do it themselves. They are turned upright, become JPEGs
+            where they would be too large else, and of animations the first picture is left. Needs
+            Pillow: ``pip install 'dagster-claude-batch[images]'``.
     """
 
     column: str

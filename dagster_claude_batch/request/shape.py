@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final, Literal, TypeAlias, TypeGuard, cast
 
+from dagster_claude_batch.canonical import NOT_HASHED, canonical_json, without_cache_control
 from dagster_claude_batch.request.caching import with_breakpoint
-from dagster_claude_batch.request.canonical import NOT_HASHED, canonical_json, without_cache_control
 from dagster_claude_batch.request.function import FunctionPrompt
 from dagster_claude_batch.request.leaf import Leaf, Scope
 from dagster_claude_batch.request.parts import Document, Image, Part
 from dagster_claude_batch.request.template import Template
+from dagster_claude_batch.sdk_types import is_custom
 
 HASH_VERSION: Final = "v1"
 """Begins every request hash. A new version asks every row again: change it never lightly."""
@@ -29,7 +30,8 @@ class RequestShape:
     ``system`` may hold templates, as text or as the text of blocks. ``params`` may have
     ``messages``: examples that stand before the row's own. ``schema`` is what the API is sent;
     ``declared_schema`` is the output as the user declared it, whose hash outlives the spelling of
-    ``schema``. With ``cache``, what is the same for all rows is marked to be cached for so long.
+    ``schema``. Where the answer is the input of a tool, ``tool_schema`` is for tools that have none
+    of their own. With ``cache``, what is the same for all rows is marked to be cached for so long.
     """
 
     model: str
@@ -38,6 +40,7 @@ class RequestShape:
     params: Mapping[str, Any] = field(default_factory=dict[str, Any], repr=False)
     schema: Mapping[str, Any] | None = None
     declared_schema: Mapping[str, Any] | None = None
+    tool_schema: Mapping[str, Any] | None = None
     cache: Ttl | None = None
 
     # --- what is asked ----------------------------------------------------------------------
@@ -64,10 +67,16 @@ class RequestShape:
         if self.system is not None:
             fixed["system"] = self.system
         fixed |= {name: value for name, value in self.params.items() if name != "messages"}
+        if self.tool_schema is not None:
+            fixed["tools"] = [self._with_input_schema(tool) for tool in fixed["tools"]]
         if self.schema is not None:
             output_format = {"type": "json_schema", "schema": self.schema}
             fixed["output_config"] = {**fixed.get("output_config", {}), "format": output_format}
         return fixed
+
+    def _with_input_schema(self, tool: Mapping[str, Any]) -> Mapping[str, Any]:
+        lacks_it = is_custom(tool) and "input_schema" not in tool
+        return {**tool, "input_schema": self.tool_schema} if lacks_it else tool
 
     @property
     def leaves(self) -> list[Leaf]:
@@ -89,9 +98,20 @@ class RequestShape:
         """How much effort is asked for, if anything is said of it."""
         return self.params.get("output_config", {}).get("effort")
 
-    def kinds_of_parts(self) -> set[type]:
-        """Which kinds of parts there are, for a model may not take all."""
-        return {type(part) for part in self.prompt} if isinstance(self.prompt, tuple) else set()
+    @property
+    def has_pictures(self) -> bool:
+        """Whether the model has to see pictures."""
+        return any(isinstance(part, Image) for part in self._parts)
+
+    @property
+    def has_pdfs(self) -> bool:
+        """Whether the model surely has to read PDFs; a column of BLOBs may hold some too."""
+        documents = [part for part in self._parts if isinstance(part, Document)]
+        return any(document.media_type == "application/pdf" for document in documents)
+
+    @property
+    def _parts(self) -> tuple[Part, ...]:
+        return self.prompt if isinstance(self.prompt, tuple) else ()
 
     # --- as SQL -----------------------------------------------------------------------------
 
@@ -159,24 +179,22 @@ class RequestShape:
         return hashlib.sha256(canonical_json(declared)).hexdigest()[:32]
 
 
-def request_hash(shape: RequestShape, prompt: str) -> str:
-    """What `RequestShape.hash_sql` computes, in Python, for a prompt that is nothing but text."""
-    text = f"{shape.digest()}\n{prompt}".encode()
-    return f"{HASH_VERSION}:{hashlib.sha256(text).hexdigest()[:32]}"
-
-
 def _content(prompt: Template | tuple[Part, ...]) -> object:
     return [part.block() for part in prompt] if isinstance(prompt, tuple) else prompt
 
 
-def takes_pictures(shape: RequestShape) -> bool:
-    """Whether the model has to see pictures."""
-    return Image in shape.kinds_of_parts()
-
-
-def takes_documents(shape: RequestShape) -> bool:
-    """Whether the model may have to read PDFs."""
-    return Document in shape.kinds_of_parts()
+def forces_tool(params: Mapping[str, Any]) -> bool:
+    """Whether the model has to use a tool of the user's own, whose input then is the answer."""
+    choice: Mapping[str, Any] = params.get("tool_choice") or {}
+    tools: Sequence[Mapping[str, Any]] = params.get("tools") or ()
+    custom = [tool for tool in tools if is_custom(tool)]
+    match choice.get("type"):
+        case "any":
+            return bool(custom)
+        case "tool":
+            return choice.get("name") in [tool.get("name") for tool in custom]
+        case _:
+            return False
 
 
 # --- trees with leaves ----------------------------------------------------------------------

@@ -1,16 +1,20 @@
 """The ``source`` of a picture or a document: a leaf for each kind."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
+from dagster_claude_batch.chunking import MAX_REQUEST_BYTES
 from dagster_claude_batch.request import files
+from dagster_claude_batch.request.files import PDFS, PICTURES, READ, Format, Shrink
 from dagster_claude_batch.request.leaf import Leaf, Scope
 
 MediaType: TypeAlias = Literal["application/pdf", "text/plain"]
 
-MAX_IMAGE_BASE64: Final = 5 * 1024 * 1024
-"""Bytes of one picture as base64; the API refuses larger ones."""
+MOST_PICTURE_BYTES: Final = 5 * 1024 * 1024 * 3 // 4
+"""Bytes of one picture: as base64, the API takes 5 MiB of it."""
+
+MOST_PDF_BYTES: Final = (MAX_REQUEST_BYTES - 1_000_000) * 3 // 4
+"""Bytes of one PDF: as base64 it has to fit into a request, beside all else."""
 
 _AROUND: Final = 60
 """Bytes of a source besides its data, at the most."""
@@ -20,35 +24,37 @@ _AROUND: Final = 60
 class _FileSource:
     """Bytes as base64, or a URL. Its value is a `files.READ`.
 
-    ``first_bytes`` tell what it is, and are SQL; ``no_such`` says that it is nothing of the kind.
+    ``what`` is what it should be, ``cure`` what helps if it is too large.
     """
 
     column: str
     structure: object
-    read: Callable[[str | bytes | None], files.Read]
-    first_bytes: Callable[[str], str]
-    no_such: str
-    most_base64: int | None = None
+    formats: tuple[Format, ...]
+    what: str
+    most_bytes: int
+    cure: str
+    shrink: Shrink | None = None
 
     @property
     def columns(self) -> tuple[str, ...]:
         return (self.column,)
 
     def value(self, scope: Scope) -> str:
+        """Of BLOBs in SQL, unless they are to be made small; of what is named, in Python."""
         alias, is_blob = scope.aliases[self.column], scope.types[self.column] == "BLOB"
-        if is_blob and not self._changes_bytes(scope):
+        if is_blob and not (self.shrink and scope.writes):
+            data = alias if scope.writes else "CAST(NULL AS BLOB)"
+            size = f"octet_length({alias})"
+            if self.shrink:
+                size = f"least({size}, {self.most_bytes:d})"
             return (
-                f"struct_pack(url := CAST(NULL AS VARCHAR), data := {alias}, "
-                f"size := octet_length({alias}), sha256 := sha256({alias}), "
-                f"media_type := {self.first_bytes(alias)}, problem := CAST(NULL AS VARCHAR))"
+                f"struct_pack(url := CAST(NULL AS VARCHAR), data := {data}, size := {size}, "
+                f"sha256 := sha256({alias}), problem := CAST(NULL AS VARCHAR), "
+                f"media_type := {files.media_type_sql(alias, self.formats)})"
             )
         kind = "BLOB" if is_blob else "VARCHAR"
-        read = self.read if scope.writes else files.without_data(self.read)
-        return scope.call(read, f"CAST({alias} AS {kind})", takes=kind, returns=files.READ)
-
-    def _changes_bytes(self, scope: Scope) -> bool:
-        del scope
-        return False
+        read = files.reader(self.formats, self.what, shrink=self.shrink, keeps_data=scope.writes)
+        return scope.call(read, f"CAST({alias} AS {kind})", takes=kind, returns=READ)
 
     def json(self, value: str, scope: Scope) -> str:
         del scope
@@ -61,8 +67,8 @@ class _FileSource:
 
     def size(self, value: str, scope: Scope) -> str:
         del scope
-        url = f"strlen(to_json({value}.url))"
-        return f"coalesce({url}, {_base64(f'{value}.size')}, 0) + {_AROUND}"
+        url, data = f"strlen(to_json({value}.url))", f"4 * (({value}.size + 2) // 3)"
+        return f"coalesce({url}, {data}, 0) + {_AROUND}"
 
     def identity(self, value: str, scope: Scope) -> str:
         """By content, whatever it is called; but a URL is all that we know of it."""
@@ -72,46 +78,36 @@ class _FileSource:
 
     def problem(self, value: str, scope: Scope) -> str:
         """What the API would refuse, at the price of a whole batch's wait."""
-        no_such = scope.bind(f"Column {self.column!r} holds {self.no_such}.")
+        no_such = scope.bind(f"Column {self.column!r} holds no {self.what}.")
+        large = scope.bind(
+            f"What column {self.column!r} holds is too large: more than {self.most_bytes:,} bytes. "
+            f"{self.cure}"
+        )
+        # What is made small is not known to be, until it is.
+        is_large = "false" if self.shrink else f"{value}.size > {self.most_bytes:d}"
         return f"""CASE
             WHEN {value}.url IS NOT NULL THEN NULL
             WHEN {value}.problem IS NOT NULL THEN {value}.problem
             WHEN {value}.media_type IS NULL THEN {no_such}
-            {self._too_large(value, scope)} END"""
-
-    def _too_large(self, value: str, scope: Scope) -> str:
-        if self.most_base64 is None:
-            return ""
-        size = _base64(f"{value}.size")
-        begin = scope.bind(f"Column {self.column!r} holds a picture that is too large: ")
-        end = scope.bind(
-            f" bytes as base64, and the API takes {self.most_base64}. Use Image(…, resize=True)."
-        )
-        return f"WHEN {size} > {self.most_base64:d} THEN {begin} || {size} || {end}"
-
-
-@dataclass(frozen=True)
-class _Resized(_FileSource):
-    """A picture that is scaled down as it is written; until then it counts as it is."""
-
-    def _changes_bytes(self, scope: Scope) -> bool:
-        return scope.writes
+            WHEN {is_large} THEN {large} END"""
 
 
 def image_source(column: str, max_edge: int | None) -> Leaf:
-    """A picture; with ``max_edge``, one with no more pixels of its longer edge.
-
-    Raises:
-        ImportError: Pillow is not installed, and is needed.
-    """
-    kind, most = (_FileSource, MAX_IMAGE_BASE64) if max_edge is None else (_Resized, None)
-    return kind(
+    """A picture; with ``max_edge``, one with no more pixels of its longer edge."""
+    return _FileSource(
         column,
         {"image": max_edge},
-        files.image_reader(max_edge),
-        _picture_by_first_bytes,
-        files.NO_PICTURE,
-        most,
+        PICTURES,
+        "PNG, JPEG, GIF or WebP picture",
+        MOST_PICTURE_BYTES,
+        "Use Image(…, resize=True).",
+        None if max_edge is None else Shrink(max_edge, MOST_PICTURE_BYTES),
+    )
+
+
+def _pdf_source(column: str) -> Leaf:
+    return _FileSource(
+        column, None, PDFS, "PDF", MOST_PDF_BYTES, "Split it, or let Claude read it from a URL."
     )
 
 
@@ -136,11 +132,10 @@ class _DocumentSource:
         return {"document": self.media_type}
 
     def _as(self, scope: Scope) -> Leaf:
-        is_blob = scope.types[self.column] == "BLOB"
-        if self.media_type == "application/pdf" or (is_blob and self.media_type is None):
-            reads, first_bytes = files.read_pdf, _pdf_by_first_bytes
-            return _FileSource(self.column, None, reads, first_bytes, files.NO_PDF)
-        return _TextSource(self.column)
+        is_pdf = self.media_type == "application/pdf" or (
+            self.media_type is None and scope.types[self.column] == "BLOB"
+        )
+        return _pdf_source(self.column) if is_pdf else _TextSource(self.column)
 
     def value(self, scope: Scope) -> str:
         return self._as(scope).value(scope)
@@ -197,20 +192,3 @@ class _TextSource:
             f"CASE WHEN {value} IS NULL THEN {no_text} "
             f"WHEN regexp_full_match({value}, '\\s*') THEN {blank} END"
         )
-
-
-def _base64(size: str) -> str:
-    return f"4 * (({size} + 2) // 3)"
-
-
-def _picture_by_first_bytes(data: str) -> str:
-    """What a picture is by its first bytes; NULL for anything else."""
-    return f"""CASE
-        WHEN {data}[1:8] = '\\x89PNG\\x0D\\x0A\\x1A\\x0A'::BLOB THEN 'image/png'
-        WHEN {data}[1:3] = '\\xFF\\xD8\\xFF'::BLOB THEN 'image/jpeg'
-        WHEN {data}[1:4] = 'GIF8'::BLOB THEN 'image/gif'
-        WHEN {data}[1:4] = 'RIFF'::BLOB AND {data}[9:12] = 'WEBP'::BLOB THEN 'image/webp' END"""
-
-
-def _pdf_by_first_bytes(data: str) -> str:
-    return f"CASE WHEN {data}[1:5] = '%PDF-'::BLOB THEN 'application/pdf' END"

@@ -40,9 +40,14 @@ class Template:
         return "text"
 
     def split(self) -> tuple[str, "Template"]:
-        """The constant text in front, and what follows it."""
+        """The constant text in front but for its last word's end, and what follows it.
+
+        Something that can be seen stays in what follows, for Claude refuses a block without.
+        """
         first, *others = self.texts
-        return first, replace(self, texts=("", *others), before=self.before + first)
+        end = max(0, len(first.rstrip()) - 1)
+        front, rest = first[:end], first[end:]
+        return front, replace(self, texts=(rest, *others), before=self.before + front)
 
     def value(self, scope: Scope) -> str:
         """The rendered text, NULL where a used column is."""

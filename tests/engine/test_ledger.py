@@ -9,6 +9,7 @@ from collections.abc import Callable
 import duckdb
 import pytest
 from kit import Project
+from request_hashes import request_hash
 
 from dagster_claude_batch import chunks, ledger
 from dagster_claude_batch.errors import (
@@ -20,7 +21,6 @@ from dagster_claude_batch.errors import (
 )
 from dagster_claude_batch.ledger import MaterializationConfig
 from dagster_claude_batch.outstanding import chunks_of
-from dagster_claude_batch.request.shape import request_hash
 
 Make = Callable[..., Project]
 

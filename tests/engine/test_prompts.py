@@ -4,6 +4,7 @@ import base64
 import io
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,6 +15,7 @@ from PIL import Image as Picture
 from pydantic import TypeAdapter
 
 from dagster_claude_batch import Document, Image, Text
+from dagster_claude_batch.report import read_reports
 from dagster_claude_batch.simulator import Reply
 
 Make = Callable[..., Project]
@@ -130,7 +132,7 @@ def test_a_picture_may_be_a_url_or_the_path_of_a_file(project: Make, tmp_path: P
         (b"no picture", "holds no PNG, JPEG, GIF or WebP picture"),
         (b"", "holds no PNG, JPEG, GIF or WebP picture"),
         (None, "Column 'it', which the prompt needs, is NULL"),
-        (PICTURES["PNG"] + bytes(4_000_000), "is too large: 5333436 bytes as base64"),
+        (PICTURES["PNG"] + bytes(4_000_000), "is too large: more than 3,932,160 bytes"),
     ],
     ids=["something else", "nothing", "NULL", "too large"],
 )
@@ -174,6 +176,96 @@ def test_a_large_picture_is_scaled_down_before_it_is_sent(project: Make) -> None
     sizes = {Picture.open(io.BytesIO(each)).size for each in sent}
     assert sizes == {(200, 100), (100, 50)}
     assert small in sent
+
+
+def test_a_picture_that_is_too_large_as_it_is_becomes_small_enough(project: Make) -> None:
+    noise = Picture.effect_noise((1_800, 1_800), 200).convert("RGB")
+    written = io.BytesIO()
+    noise.save(written, format="PNG")
+    made = project(prompt=[Image("it", resize=True), "What is it?"])
+    _with_column(made, "BLOB", [written.getvalue()])
+
+    made.materialize()
+
+    ((block, _),) = _content(made)
+    assert len(written.getvalue()) > 3_932_160 > len(base64.b64decode(block["source"]["data"]))
+    assert block["source"]["media_type"] == "image/jpeg"
+
+
+def test_a_picture_that_lies_on_its_side_is_turned_upright(project: Make) -> None:
+    written = io.BytesIO()
+    lying = Picture.new("RGB", (400, 200), "teal")
+    exif = lying.getexif()
+    exif[0x0112] = 6
+    lying.save(written, format="JPEG", exif=exif)
+    made = project(prompt=[Image("it", resize=100), "What is it?"])
+    _with_column(made, "BLOB", [written.getvalue()])
+
+    made.materialize()
+
+    ((block, _),) = _content(made)
+    sent = Picture.open(io.BytesIO(base64.b64decode(block["source"]["data"])))
+    assert sent.size == (50, 100)
+
+
+def test_a_damaged_picture_keeps_no_other_row_from_being_asked(project: Make) -> None:
+    damaged = bytearray(_picture("PNG", (400, 300)))
+    damaged[37:41] = b"\0\0\0\0"  # Pillow raises a SyntaxError of this
+    made = project(prompt=[Image("it", resize=100), "What is it?"])
+    _with_column(made, "BLOB", [bytes(damaged), PICTURES["PNG"]])
+
+    made.materialize()
+
+    assert made.answers() == ["t0", "t1"]
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        (Image("it", resize=True), _picture("PNG") + bytes(25_000_000)),
+        (Document("it"), PDF + bytes(25_000_000)),
+    ],
+    ids=["picture", "PDF"],
+)
+def test_what_is_larger_than_a_request_costs_no_other_row_anything(
+    project: Make, part: Image | Document, value: bytes
+) -> None:
+    made = project(prompt=[part, "What is it?"])
+    _with_column(made, "BLOB", [value, PICTURES["PNG"] if isinstance(part, Image) else PDF])
+
+    made.materialize()
+
+    assert "t1" in made.answers()
+
+
+@pytest.mark.parametrize("prompt", ["function", "picture by path"])
+def test_rows_that_leave_before_they_are_sent_and_rows_that_come_are_seen(
+    project: Make, tmp_path: Path, prompt: str
+) -> None:
+    (tmp_path / "it.png").write_bytes(PICTURES["PNG"])
+    parts = [Image("it"), "Describe {{ id }} please"]
+    made = project(
+        prompt=parts if prompt == "picture by path" else lambda row: f"Describe {row['id']} please",
+        chunk_size=1,
+        claude={"max_in_flight_requests": 1},
+    )
+    _with_column(made, "VARCHAR", [str(tmp_path / "it.png")] * 3)
+    run = made.start()
+    for (key,) in made.sql("SELECT id FROM texts WHERE id <> $sent", sent=made.sent().rows[0]):
+        made.sql("DELETE FROM texts WHERE id = $id", id=key)
+    made.end_batches()
+
+    assert run.advance() is None
+    made.sql("INSERT INTO texts SELECT corpus, 'new', text, it FROM texts")
+    (report,) = read_reports(
+        run.engine.warehouse,
+        made.asset.declaration,
+        run.materializations,
+        ["tweets"],
+        run.engine.slices_of,
+    )
+    assert len(made.answers()) == 1
+    assert report.come_since == 1
 
 
 def test_a_picture_that_changes_is_asked_again_and_one_that_moves_is_not(
@@ -351,6 +443,28 @@ def test_the_input_of_a_tool_that_has_to_be_used_is_the_answer_in_typed_columns(
     assert made.answers("id, label, score") == [("t0", "negative", 0.25)]
 
 
+def test_how_the_sdk_spells_a_schema_asks_no_row_again_also_for_a_tool(project: Make) -> None:
+    tool = {"tools": [{"name": "rate"}], "tool_choice": {"type": "tool", "name": "rate"}}
+    shape = project(params=tool).asset.declaration.shape
+
+    spelt = replace(shape, tool_schema={"spelt": "otherwise"})
+
+    assert spelt.digest() == shape.digest()
+    assert "otherwise" in str(spelt.tree())
+
+
+def test_a_tool_of_the_apis_own_is_no_answer(project: Make) -> None:
+    search = {"type": "web_search_20250305", "name": "web_search"}
+    choice = {"type": "tool", "name": "web_search"}
+    made = project(params={"tools": [search], "tool_choice": choice})
+
+    tree = made.asset.declaration.shape.tree()
+
+    assert "format" in tree["output_config"]
+    assert tree["tools"] == [search]
+    assert not made.asset.declaration.output.is_of_tool
+
+
 def test_without_an_output_the_input_of_a_tool_is_the_response_as_json(project: Make) -> None:
     made = project(
         output=None,
@@ -382,7 +496,7 @@ def test_what_all_rows_share_is_cached_and_read_from_the_cache(project: Make) ->
     for shared, own in _content(made):
         assert shared["cache_control"] == {"type": "ephemeral", "ttl": "1h"}
         assert shared["text"].startswith("Rate with great care.")
-        assert own["text"].startswith("Text ")
+        assert (shared["text"] + own["text"]).startswith(f"{LONG}\n\nText ")
     read, written = made.sql(
         "SELECT sum(_cache_read_tokens), sum(_cache_write_tokens) FROM main.sentiment"
     )[0]
@@ -406,14 +520,20 @@ def test_the_breakpoint_is_behind_the_last_thing_that_is_shared(project: Make) -
     assert params["messages"][1]["content"] == [{"type": "text", "text": "t0 x"}]
 
 
-def test_caching_asks_no_row_again(project: Make) -> None:
+@pytest.mark.parametrize("text", ["x", " "], ids=["text", "blank"])
+def test_caching_asks_no_row_again_and_fails_none(project: Make, text: str) -> None:
     made = project(system=LONG, prompt=f"{LONG} {{{{ text }}}}")
-    made.load([("tweets", "t0", "x")])
+    made.load([("tweets", "t0", text)])
     made.materialize()
 
     made.declare(system=LONG, prompt=f"{LONG} {{{{ text }}}}", cache="1h")
 
     assert made.materialize().rows == []
+    assert made.answers() == ["t0"]
+    run = made.start(refresh=True)
+    made.end_batches()
+    assert run.advance() is None
+    assert made.answers("id, _cache_write_tokens > 0") == [("t0", True)]
 
 
 # --- functions ------------------------------------------------------------------------------
@@ -465,6 +585,21 @@ def test_a_function_may_return_blocks_or_whole_params(project: Make) -> None:
     assert made.answers() == ["t0", "t1"]
 
 
+def test_an_effort_that_a_function_returns_stands_beside_the_schema(project: Make) -> None:
+    def asked(row: Mapping[str, Any]) -> object:
+        message = {"role": "user", "content": f"Rate {row['id']}"}
+        return {"messages": [message], "output_config": {"effort": "low"}}
+
+    made = project(prompt=asked)
+    made.load([("tweets", "t0", "x")])
+
+    made.materialize()
+
+    (params,) = _requests(made)
+    assert params["output_config"]["effort"] == "low"
+    assert params["output_config"]["format"]["type"] == "json_schema"
+
+
 @pytest.mark.parametrize(
     ("returned", "problem"),
     [
@@ -477,6 +612,14 @@ def test_a_function_may_return_blocks_or_whole_params(project: Make) -> None:
         ({"messages": [{"role": "user", "content": "x"}], "model": "y"}, "`model`"),
         ({"messages": [{"role": "user", "content": "x"}], "sistem": "y"}, "sistem"),
         ("half of a character: \ud800", "UnicodeEncodeError"),
+        ({"\ud800": 1}, "\\ud800"),
+        (
+            {
+                "messages": [{"role": "user", "content": "x"}],
+                "output_config": {"format": {"type": "json_schema", "schema": {}}},
+            },
+            "a format, which `output` declares",
+        ),
         (ValueError("for a reason"), "ValueError: for a reason"),
     ],
     ids=lambda value: value if isinstance(value, str) and value.isprintable() else "",
