@@ -38,6 +38,10 @@ _TELLING: Final = re.compile(
 )
 _CAST_COLUMN: Final = re.compile(r"casting from source column (\w{1,64})$")
 
+RAISED: Final = (duckdb.Error, OSError, UnicodeDecodeError)
+"""What a statement may raise: its own error; the same, when it passed through an Arrow stream; and
+what Python makes of a message that quotes a value and was cut in the middle of a letter."""
+
 _SECRETS: Final = re.compile(r"(?i)((?:token|password|secret|key)\w*\s*=\s*)[^\s&'\";]+")
 
 
@@ -71,6 +75,8 @@ def is_of_source(error: Exception) -> bool:
     """Whether reading a table or query failed because of its SQL or its data."""
     if isinstance(error, duckdb.TransactionException):
         return False
+    if isinstance(error, UnicodeDecodeError):
+        return True
     if isinstance(error, duckdb.Error):
         # A file that a query names, and that is not there, is the query's trouble.
         is_lock_or_disk = is_failure(error) or is_lock(error)
@@ -102,7 +108,7 @@ def problem_of(error: Exception) -> str:
 
 def problem_of_source(error: Exception) -> str:
     """What DuckDB says of a table or query, without any value of its data or text of its SQL."""
-    text = re.split(r"\s*\n\s*LINE \d+: ", str(error), maxsplit=1)[0]
+    text = re.split(r"\s*\n\s*LINE \d+: ", _message_of(error), maxsplit=1)[0]
     if text.startswith(_ABOUT_NAMES):
         return problem_of(duckdb.Error(text))
     if _NO_SUCH_FILE in text:
@@ -113,6 +119,12 @@ def problem_of_source(error: Exception) -> str:
     said = [told.group().lower()] if told else []
     said += [f"in a cast of column {column.group(1)}"] if column else []
     return f"{kind}: {', '.join(said) or 'one of its values, or of its expressions, is invalid'}."
+
+
+def _message_of(error: Exception) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return error.object.decode(errors="replace")
+    return str(error)
 
 
 def without_credentials(text: str) -> str:

@@ -171,8 +171,9 @@ def _choose_failed(plan: Plan, *, only_unasked: bool) -> int:
             FROM {plan.registered.requests.sql} AS q
             JOIN claude_batch.chunks AS c ON c.chunk_id = q._chunk_id
             WHERE (c.materialization_id = $materialization_id AND c.state <> 'given_up')
-                OR (c.materialization_id <> $materialization_id AND c.asset = $asset
-                    AND c.sending_at < $started_at AND c.landed_at >= $started_at)
+                OR (c.materialization_id <> $materialization_id
+                    AND list_contains($awaits::BIGINT[], c.chunk_id)
+                    AND c.state IN ('landed', 'given_up'))
         )
         SELECT {our_keys_as_selected(plan.declaration, "f")}, f._partition AS partition,
             f._attempt + CASE WHEN f.given_up OR f.elsewhere THEN 0 ELSE 1 END AS attempt,
@@ -194,8 +195,7 @@ def _choose_failed(plan: Plan, *, only_unasked: bool) -> int:
             "only_unasked": only_unasked,
             "max_attempts": plan.declaration.max_attempts,
             "materialization_id": plan.materialization.materialization_id,
-            "asset": plan.declaration.asset,
-            "started_at": plan.materialization.started_at,
+            "awaits": list(plan.materialization.awaits),
         },
     )
     _raise_max_tokens(plan)

@@ -66,6 +66,17 @@ _MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         "ALTER TABLE claude_batch.runs ADD COLUMN joined BOOLEAN DEFAULT false",
         "ALTER TABLE claude_batch.assets ADD COLUMN tables VARCHAR[]",
     ),
+    (
+        "ALTER TABLE claude_batch.materializations ADD COLUMN awaits BIGINT[]",
+        # Until now, this was told by the clocks of the runs.
+        """UPDATE claude_batch.materializations AS m SET awaits = (
+            SELECT list(c.chunk_id) FROM claude_batch.chunks AS c
+            WHERE c.asset = m.asset AND c.materialization_id <> m.materialization_id
+                AND NOT c.is_copy AND c.sending_at < m.started_at
+                AND (c.state IN ('sending', 'submitted') OR c.landed_at >= m.started_at))
+        WHERE m.state = 'open' AND m.materialization_id IN (
+            SELECT materialization_id FROM claude_batch.chunks WHERE state = 'elsewhere')""",
+    ),
 )
 
 VERSION: Final = len(_MIGRATIONS)
@@ -99,7 +110,8 @@ class Materialization:
     """One asking for a set of partitions; ``(None,)`` for an asset without partitions.
 
     ``halted_because`` is what the API said of the account when it refused rows already sent;
-    until another run attaches, nothing more is sent.
+    until another run attaches, nothing more is sent. ``awaits`` are ids of chunks with rows of its
+    partitions that others had out when it began; these rows are planned if nothing comes of that.
     """
 
     materialization_id: str
@@ -109,6 +121,7 @@ class Materialization:
     model_max_tokens: int | None
     started_at: datetime
     halted_because: str | None = None
+    awaits: tuple[int, ...] = ()
 
 
 def open_ledger(connection: Connection, now: datetime) -> None:
@@ -266,12 +279,15 @@ def claim_chunks(connection: Connection, registered: LedgerAsset, count: int) ->
 
 
 _MATERIALIZATION: Final = (
-    "materialization_id, partitions, state, config, model_max_tokens, started_at, halted_because"
+    "materialization_id, partitions, state, config, model_max_tokens, started_at, halted_because, "
+    "awaits"
 )
 
 
 def _materialization(values: tuple[Any, ...]) -> Materialization:
-    identity, partitions, state, config, model_max_tokens, started_at, halted_because = values
+    identity, partitions, state, config, model_max_tokens, started_at, halted_because, awaits = (
+        values
+    )
     return Materialization(
         identity,
         tuple(partitions) or (None,),
@@ -280,6 +296,7 @@ def _materialization(values: tuple[Any, ...]) -> Materialization:
         model_max_tokens,
         started_at,
         halted_because,
+        tuple(awaits or ()),
     )
 
 
@@ -346,6 +363,21 @@ def open_materialization(
         },
     )
     return opened
+
+
+def note_awaited(
+    connection: Connection, materialization: Materialization, chunk_ids: Sequence[int]
+) -> Materialization:
+    """Keep which chunks others had out when a materialization began."""
+    connection.execute(
+        "UPDATE claude_batch.materializations SET awaits = $chunk_ids::BIGINT[] "
+        "WHERE materialization_id = $materialization_id",
+        {
+            "chunk_ids": list(chunk_ids),
+            "materialization_id": materialization.materialization_id,
+        },
+    )
+    return replace(materialization, awaits=tuple(chunk_ids))
 
 
 def unlanded_materializations(connection: Connection, asset: str) -> list[Materialization]:

@@ -5,7 +5,7 @@ from dataclasses import fields
 from datetime import datetime
 from typing import Final
 
-from dagster_claude_batch.chunks import Chunk, ChunkState
+from dagster_claude_batch.chunks import OUT, Chunk, ChunkState
 from dagster_claude_batch.ledger import LedgerAsset, Materialization
 from dagster_claude_batch.warehouse import Connection, row, rows
 
@@ -66,45 +66,44 @@ def given_up(connection: Connection, asset: str, since: datetime) -> list[Chunk]
     return [Chunk(*values) for values in found]
 
 
-def out_elsewhere(
-    connection: Connection, asset: str, materialization: Materialization
-) -> list[Chunk]:
-    """What others have out since before a materialization began; it may hold rows of its own."""
+def held_elsewhere(
+    connection: Connection, registered: LedgerAsset, materialization: Materialization
+) -> list[int]:
+    """Ids of the chunks that others have, not landed, with rows of a materialization's partitions.
+
+    Whether they have been sent is of no importance: that may come at any time.
+    """
     found = rows(
         connection,
-        f"SELECT {_CHUNK} FROM claude_batch.chunks WHERE asset = $asset AND NOT is_copy "
-        "AND state IN ('sending', 'submitted') AND sending_at < $started_at "
+        f"SELECT chunk_id FROM claude_batch.chunks WHERE asset = $asset AND NOT is_copy "
+        "AND list_contains($out, state) AND materialization_id <> $materialization_id "
+        f"AND chunk_id IN (SELECT _chunk_id FROM {registered.requests.sql} "
+        "WHERE $all_rows OR _partition IN (SELECT unnest($partitions::VARCHAR[]))) "
+        "ORDER BY chunk_id",
+        {
+            "asset": registered.asset,
+            "out": list(OUT),
+            "materialization_id": materialization.materialization_id,
+            "all_rows": materialization.partitions == (None,),
+            "partitions": [key for key in materialization.partitions if key is not None],
+        },
+    )
+    return [int(chunk_id) for (chunk_id,) in found]
+
+
+def out_elsewhere(connection: Connection, materialization: Materialization) -> list[Chunk]:
+    """What a materialization awaits of others, and what of that is, or may be, out."""
+    found = rows(
+        connection,
+        f"SELECT {_CHUNK} FROM claude_batch.chunks WHERE list_contains($awaits::BIGINT[], chunk_id)"
+        " AND NOT is_copy AND state IN ('sending', 'submitted') "
         "AND materialization_id <> $materialization_id ORDER BY chunk_id",
         {
-            "asset": asset,
-            "started_at": materialization.started_at,
+            "awaits": list(materialization.awaits),
             "materialization_id": materialization.materialization_id,
         },
     )
     return [Chunk(*values) for values in found]
-
-
-def holding_rows_of(
-    connection: Connection,
-    registered: LedgerAsset,
-    found: Sequence[Chunk],
-    materialization: Materialization,
-) -> list[Chunk]:
-    """Those of some chunks that hold rows of a materialization's partitions."""
-    partitions = [key for key in materialization.partitions if key is not None]
-    holding = rows(
-        connection,
-        f"SELECT DISTINCT _chunk_id FROM {registered.requests.sql} "
-        "WHERE list_contains($ids::BIGINT[], _chunk_id) "
-        "AND ($all_rows OR _partition IN (SELECT unnest($partitions::VARCHAR[])))",
-        {
-            "ids": [chunk.chunk_id for chunk in found],
-            "all_rows": materialization.partitions == (None,),
-            "partitions": partitions,
-        },
-    )
-    ids = {chunk_id for (chunk_id,) in holding}
-    return [chunk for chunk in found if chunk.chunk_id in ids]
 
 
 def answered_by_copy(

@@ -12,6 +12,7 @@ from typing import IO, Any, Final, NamedTuple, TypeGuard
 
 import duckdb
 
+from dagster_claude_batch import duckdb_errors
 from dagster_claude_batch.warehouse import columns_of, read_arrow
 
 _COLUMNS: Final = {
@@ -89,8 +90,7 @@ def read_lines(file: IO[bytes]) -> Iterator[Line]:
     """Read the lines of a file whose every line DuckDB takes.
 
     Raises:
-        duckdb.Error, OSError: One of them it does not take; the latter is how an Arrow stream
-            passes on the former. Some lines may have been read by then.
+        duckdb_errors.RAISED: One of them it does not take. Some lines may have been read by then.
     """
     return _read(file, lenient=False, longest=_LONGEST_LINE)
 
@@ -107,7 +107,7 @@ def read_bad_lines(file: IO[bytes]) -> Iterator[Line]:
             for line in _read(sound, lenient=True, longest=max(longest, _LONGEST_LINE)):
                 ignored += line.custom_id is None
                 yield line
-        except (duckdb.Error, OSError):
+        except duckdb_errors.RAISED:
             ignored += 1
     every = unsound if not ignored else _spans(file)
     for span in every:

@@ -7,10 +7,10 @@ from datetime import timedelta
 from typing import IO, Any, Final
 
 import anthropic
-import duckdb
 import pyarrow as pa
 from anthropic.types.messages import MessageBatch
 
+from dagster_claude_batch import duckdb_errors
 from dagster_claude_batch.errors import (
     InvalidOutputError,
     ResultsUnavailableError,
@@ -170,7 +170,7 @@ class Staging:
         before = len(self._batches)
         try:
             found = self._add(read_lines(file))
-        except (duckdb.Error, OSError):  # the latter is how an Arrow stream passes on the former
+        except duckdb_errors.RAISED:
             # One bad line fails the statement as a whole, whatever has been read by then.
             found = self._add(read_bad_lines(file))
         self._batches[before:] = _with_responses(self._batches[before:], file)

@@ -101,7 +101,7 @@ def find_source(connection: Connection, declaration: Declaration) -> SourceTable
     relation = declaration.query_relation or _found(connection, declaration).sql
     try:
         source = SourceTable(relation, columns_of(connection, relation))
-    except duckdb.Error as error:
+    except duckdb_errors.RAISED as error:
         if not duckdb_errors.is_of_source(error):
             raise
         problem = duckdb_errors.problem_of_source(error)
@@ -128,7 +128,7 @@ def reading(declaration: Declaration) -> Generator[None]:
     """
     try:
         yield
-    except (duckdb.Error, OSError) as error:
+    except duckdb_errors.RAISED as error:
         if not duckdb_errors.is_of_source(error):
             raise
         problem = duckdb_errors.problem_of_source(error)

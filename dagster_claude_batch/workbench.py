@@ -22,7 +22,7 @@ from dagster_claude_batch.errors import (
 from dagster_claude_batch.launches import RunIdentity
 from dagster_claude_batch.ledger import LedgerAsset, Materialization
 from dagster_claude_batch.one_line import one_line
-from dagster_claude_batch.outstanding import chunks_of, holding_rows_of, out_elsewhere
+from dagster_claude_batch.outstanding import chunks_of, out_elsewhere
 from dagster_claude_batch.plan import Plan
 from dagster_claude_batch.planning import replan
 from dagster_claude_batch.resource import UNANSWERED, ClaudeBatchResource
@@ -177,14 +177,9 @@ class Workbench:
 
         A run of several partitions was cancelled, and these are now materialized one by one.
         """
-        if materialization.state != "open":
+        if materialization.state != "open" or not materialization.awaits:
             return []
-        asset = self.declaration.asset
-        found = out_elsewhere(connection, asset, materialization)
-        if not found:
-            return []
-        at = asset_of(connection, asset)
-        return holding_rows_of(connection, at, found, materialization)
+        return out_elsewhere(connection, materialization)
 
     def deadline_of(self, materialization: Materialization) -> datetime | None:
         """When a materialization ends with what it has."""

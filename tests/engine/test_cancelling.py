@@ -1,6 +1,8 @@
 """Cancelling: nothing more is sent, what was paid for is landed, and one can begin anew at once."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from datetime import timedelta
 
 import httpx2
@@ -8,6 +10,7 @@ import pytest
 from kit import Project, RunOfTest, WiredClaude
 
 from dagster_claude_batch.ledger import MaterializationConfig
+from dagster_claude_batch.warehouse import Connection
 
 Make = Callable[..., Project]
 CREATE = "POST /v1/messages/batches"
@@ -259,6 +262,67 @@ def test_partitions_of_one_cancelled_run_are_each_answered_when_materialized_one
     assert made.failures() == []
     assert len(made.answers()) == 10
     assert len(made.claude.simulator.bill()) == 10
+
+
+def test_an_older_ledger_knows_by_its_clocks_what_a_materialization_awaits(project: Make) -> None:
+    made = project()
+    made.load([(corpus, f"{corpus}{n}", "x") for corpus in ("tweets", "reviews") for n in range(5)])
+    made.script.ends_with("reviews1", "canceled", None)
+    together = made.start("tweets", "reviews")
+    together.engine.close(together.materializations[0])
+    made.claude.simulator.advance(timedelta(seconds=1))
+    tweets, reviews = made.start("tweets"), made.start("reviews")
+    made.sql("ALTER TABLE claude_batch.materializations DROP awaits")
+    made.sql("UPDATE claude_batch.ledger SET version = 3")
+
+    made.engine(run_id=reviews.engine.run.run_id).attach(["reviews"], MaterializationConfig())
+    for _ in range(6):
+        reviews.advance()
+        tweets.advance()
+        made.end_batches()
+
+    assert (tweets.waiting, reviews.waiting) == (None, None)
+    assert len(made.answers()) == 10
+    assert len(made.claude.simulator.bill()) == 10
+
+
+def test_what_is_sent_while_a_launch_waits_for_the_database_is_not_sent_again(
+    project: Make,
+) -> None:
+    made = project()
+    made.load([(corpus, f"{corpus}{n}", "x") for corpus in ("tweets", "reviews") for n in range(5)])
+    runs: list[RunOfTest] = []
+
+    def meanwhile() -> None:
+        made.claude.simulator.advance(timedelta(minutes=1))
+        together = made.start("tweets", "reviews")
+        together.engine.cancel(together.materializations[0])
+        runs.append(made.start("tweets"))  # takes over what was out
+
+    reviews = RunOfTest(made, made.engine())
+    _let_wait_for_the_database(reviews, meanwhile)
+    reviews.materializations = reviews.engine.attach(["reviews"], MaterializationConfig())
+    (tweets,) = runs
+    for _ in range(6):
+        reviews.advance()
+        tweets.advance()
+        made.end_batches()
+
+    assert (tweets.waiting, reviews.waiting) == (None, None)
+    assert len(made.answers()) == 10
+    assert len(made.claude.simulator.bill()) == 10
+
+
+def _let_wait_for_the_database(run: RunOfTest, meanwhile: Callable[[], None]) -> None:
+    """Let all this happen between a run's wish for a connection and the next that it gets."""
+    warehouse, left = run.engine.warehouse, [meanwhile]
+
+    def connect() -> AbstractContextManager[Connection]:
+        while left:
+            left.pop()()
+        return warehouse.open_connection()
+
+    run.engine.warehouse = replace(warehouse, open_connection=connect)
 
 
 def test_a_doubt_over_several_partitions_is_settled_for_each_of_them(project: Make) -> None:

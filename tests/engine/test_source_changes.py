@@ -402,6 +402,19 @@ def test_a_value_spoilt_during_the_wait_is_an_error_and_is_gone_on_with_later(
     assert made.answers() == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize("length", range(4))
+def test_an_error_whose_message_is_cut_within_a_letter_is_told_as_any_other(
+    tmp_path: Path, length: int
+) -> None:
+    made = _project(tmp_path, partition_expr="(text::JSON)->>'corpus'")
+    made.load([("tweets", "t1", "x" * length + SPOILT + "é" * 99)])
+
+    with pytest.raises(SourceFailedError, match="malformed json") as raised:
+        _run(made)
+
+    _check_discreet(raised.value)
+
+
 def _check_discreet(error: BaseException) -> None:
     """Nor does what Dagster stores with an error: its cause, and a context that is not hidden."""
     told = "".join(traceback.format_exception(error))

@@ -27,6 +27,12 @@ class Boundary:
     call: str = "transact"
 
 
+def _held_lock() -> threading.Lock:
+    lock = threading.Lock()
+    lock.acquire()
+    return lock
+
+
 @dataclass
 class Runner:
     """One process of a run; it only moves while `step` is executing."""
@@ -39,8 +45,8 @@ class Runner:
     is_interrupted: bool = False
     error: BaseException | None = None
     decision: Any = None
-    _go: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
-    _back: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    _go: threading.Lock = field(default_factory=_held_lock)
+    _back: threading.Lock = field(default_factory=_held_lock)
     _thread: threading.Thread | None = None
 
     def step(self, decision: Any = None) -> None:
