@@ -36,9 +36,10 @@ def dissolve_cancelled(connection: Connection, registered: LedgerAsset) -> None:
     """Take the rows out of all chunks that nobody will send any more."""
     moved = rows(
         connection,
-        "UPDATE claude_batch.chunks SET state = 'dissolved' WHERE state = 'planned' "
-        "AND asset = $asset AND materialization_id IN (SELECT materialization_id "
-        "FROM claude_batch.materializations WHERE state <> 'open') RETURNING chunk_id",
+        "UPDATE claude_batch.chunks SET state = 'dissolved' "
+        "WHERE state IN ('planned', 'held_back') AND asset = $asset AND materialization_id IN "
+        "(SELECT materialization_id FROM claude_batch.materializations WHERE state <> 'open') "
+        "RETURNING chunk_id",
         {"asset": registered.asset},
     )
     connection.execute(

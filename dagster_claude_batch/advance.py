@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 
 import duckdb
 
-from dagster_claude_batch import launches, ledger
+from dagster_claude_batch import launches, ledger, pilot
 from dagster_claude_batch.adoption import adopt_chunks
 from dagster_claude_batch.chunks import OUT
 from dagster_claude_batch.collecting import Collector
@@ -15,6 +15,7 @@ from dagster_claude_batch.errors import (
     AccountHaltedError,
     ClaudeBatchError,
     CredentialsRefusedError,
+    PilotFailedError,
 )
 from dagster_claude_batch.estimate import estimate
 from dagster_claude_batch.joining import Asking
@@ -92,9 +93,15 @@ class Engine(Workbench):
         return Asking(self.declaration, self.run, slices, config, now, is_given_up)
 
     def rehearse(
-        self, partitions: Sequence[str | None], config: MaterializationConfig
+        self,
+        partitions: Sequence[str | None],
+        config: MaterializationConfig,
+        *,
+        requests_path: str | None = None,
     ) -> Rehearsal:
         """Find out what `attach` and `advance` would send, and change nothing.
+
+        With ``requests_path``, all requests are written there as JSON Lines.
 
         Raises:
             What `attach` raises, and `preflight.check_for_rehearsal`, and `estimate`.
@@ -102,7 +109,16 @@ class Engine(Workbench):
         now, slices = self.claude.now(), self.slices_of(partitions)
 
         def work(connection: Connection) -> None:
-            raise _RolledBack(rehearse(connection, self.declaration, slices, config, now))
+            raise _RolledBack(
+                rehearse(
+                    connection,
+                    self.declaration,
+                    slices,
+                    config,
+                    now,
+                    requests_path=requests_path,
+                )
+            )
 
         try:
             self.warehouse.transact(work)
@@ -139,8 +155,8 @@ class Engine(Workbench):
 
         Raises:
             ModelUnavailableError, SubmissionRefusedError, AccountHaltedError,
-            CredentialsRefusedError, UnstableSourceError: See there. What had been sent before
-                stays sent, and is collected by whoever comes next.
+            CredentialsRefusedError, UnstableSourceError, PilotFailedError: See there. What had
+                been sent before stays sent, and is collected by whoever comes next.
         """
         if self._reconciler.watch().moved:
             self._adopt(materializations)
@@ -159,7 +175,10 @@ class Engine(Workbench):
             if any(each.is_at_rest or each.too_late for each in after):
                 continue  # another run has collected it meanwhile, or its time has passed
             self._refuse_to_go_on_halted(after)
-            return waiting_for(self, after, doubts, [collected, sent])
+            waiting = waiting_for(self, after, doubts, [collected, sent])
+            if waiting is None:
+                self._refuse_after_pilot(after)
+            return waiting
 
     def reconcile(self, work: Sequence[Outstanding]) -> bool:
         """Settle doubts about what is out; whether any was."""
@@ -191,6 +210,18 @@ class Engine(Workbench):
                     )
                 )
                 raise AccountHaltedError(asset, reason, unsent=unsent)
+
+    def _refuse_after_pilot(self, work: Sequence[Outstanding]) -> None:
+        """Say what a pilot has shown for which nothing more was sent, whoever asks for it."""
+        for each in work:
+            if each.materialization.pilot is not None:
+                declaration = self.declaration
+                raise PilotFailedError(
+                    declaration.asset,
+                    each.materialization.pilot,
+                    failures=str(declaration.failures),
+                    tolerated=declaration.max_failure_rate,
+                )
 
     def may_be_out(self, materializations: Sequence[Materialization]) -> bool:
         """Whether something was, or may have been, paid for that has not been collected.
@@ -278,8 +309,10 @@ class Engine(Workbench):
         """
         if not self.close(materialization, unless=unless):
             return
-        for chunk in self.read([materialization])[0].in_state("submitted"):
-            self._collector.cancel(chunk)
+        (left,) = self.read([materialization])
+        for chunk in left.in_state("submitted"):
+            if left.is_unwanted(chunk):
+                self._collector.cancel(chunk)
 
     def _plan_or_end(self, work: Sequence[Outstanding]) -> bool:
         """Plan the retries of each materialization that is at rest, or end it."""
@@ -292,7 +325,7 @@ class Engine(Workbench):
                 )
             )
             if retried:
-                self.log.info("Asking %s rows again that failed.", f"{retried:,}")
+                self.log.info("Asking %s rows that have no answer yet.", f"{retried:,}")
         return bool(at_rest)
 
     def _retry_or_end(
@@ -307,8 +340,13 @@ class Engine(Workbench):
         if now.state != "open" or chunks_of(connection, [now.materialization_id], OUT):
             return 0  # another run has planned, or ended it, meanwhile
         late = self.is_overdue(now, plan.now)
+        is_flying = pilot.is_flying(plan) and not now.halted_because
+        if is_flying and (late or pilot.has_come_back_well(plan)):
+            return pilot.send_the_rest(plan)
         # Rows that nobody could ask in time are planned too: then they expire as all others do.
         retried = 0 if now.halted_because else plan_retries(plan, slices, only_unasked=late)
         if not retried and not now.halted_because:
+            if is_flying:
+                pilot.drop_the_rest(plan)
             end(plan)
         return retried

@@ -23,6 +23,7 @@ from dagster_claude_batch.request.declaring import (
     DeclaredSystem,
     request_shape,
 )
+from dagster_claude_batch.request.packing import packing
 from dagster_claude_batch.request.shape import forces_tool
 from dagster_claude_batch.source import parse_query, parse_table_name
 from dagster_claude_batch.tables import TableName
@@ -50,9 +51,12 @@ def build_claude_batch_asset(  # noqa: PLR0913  # a declaration is made of its a
     partition_expr: partitions.PartitionExpr = None,
     deps: Sequence[Any] | None = None,
     chunk_size: int = 5_000,
+    rows_per_request: int = 1,
+    deduplicate: bool = True,
     max_attempts: int = 3,
     max_failure_rate: float = 0.01,
     max_wait_hours: float | None = None,
+    pilot: int | None = None,
     wait: Literal["sensor", "run"] = "sensor",
     duckdb_resource: str = "duckdb",
     claude_resource: str = "claude_batch",
@@ -109,10 +113,17 @@ def build_claude_batch_asset(  # noqa: PLR0913  # a declaration is made of its a
             dimension to expression.
         deps: Further upstream assets.
         chunk_size: Requests in a batch, 100,000 at most.
+        rows_per_request: Ask so many rows in one request, which says only once what they share.
+            Each row's answer is checked by itself, and a row without a valid one is asked alone
+            next. ``max_tokens`` is for each row. Not with functions, examples or tools.
+        deduplicate: Ask rows that ask the same only once, for all partitions of the asset; the
+            answer serves them all, later ones too.
         max_attempts: How often a row is sent within one materialization.
         max_failure_rate: Share of rows, from 0 to 1, that may fail in a partition before it does.
         max_wait_hours: After so long, a materialization ends with what it has: what is still out
             is cancelled, and rows without an answer fail as ``expired``.
+        pilot: Send only so many rows at first, and the rest if no larger share of them fails than
+            ``max_failure_rate``.
         wait: Who waits: ``"sensor"``, with no process and no run slot, or the ``"run"`` itself.
         duckdb_resource: Key of the resource that opens the DuckDB database.
         claude_resource: Key of the `ClaudeBatchResource`.
@@ -152,6 +163,7 @@ def build_claude_batch_asset(  # noqa: PLR0913  # a declaration is made of its a
         cache=cache,
         output=described,
     )
+    _at_least_one(asset, "rows_per_request", rows_per_request)
     declaration = Declaration(
         asset=asset,
         answers=answers,
@@ -167,6 +179,11 @@ def build_claude_batch_asset(  # noqa: PLR0913  # a declaration is made of its a
         max_attempts=_at_least_one(asset, "max_attempts", max_attempts),
         max_failure_rate=_share(asset, max_failure_rate),
         max_wait=_hours(asset, max_wait_hours),
+        deduplicate=deduplicate,
+        packing=(
+            packing(asset, shape, described, rows_per_request) if rows_per_request > 1 else None
+        ),
+        pilot=None if pilot is None else _at_least_one(asset, "pilot", pilot),
         limits=SizeLimits(_chunk_size(asset, chunk_size)),
         workspace=claude_resource,
     )

@@ -10,15 +10,15 @@ from dagster_claude_batch.errors import LostChunkError
 from dagster_claude_batch.warehouse import Connection, rows
 
 ChunkState: TypeAlias = Literal[
-    "planned", "sending", "submitted", "landed", "dissolved", "given_up", "elsewhere"
+    "planned", "sending", "submitted", "landed", "dissolved", "given_up", "elsewhere", "held_back"
 ]
 """``planned → sending → submitted → landed``; ``sending → planned`` if surely not created.
 
 ``sending`` is written before the POST: a chunk found in it may or may not exist as a batch.
 ``dissolved`` had its rows taken out of it before it was ever sent. ``given_up`` was looked for in
 vain, and its rows stand in a new chunk; should its batch appear after all, it is a second copy.
-``elsewhere`` is never sent: its rows are those that other materializations had out when this one
-began, to be planned if nothing comes of that.
+``elsewhere`` is never sent: its rows are those that other materializations have out, to be planned
+if nothing comes of that. ``held_back`` waits for what becomes of a pilot.
 """
 
 
@@ -27,7 +27,8 @@ class Chunk:
     """A planned group of requests, sent as one batch. Sizes in requests and bytes.
 
     ``is_copy``: its rows were, or are to be, answered by another chunk too. ``doubted_at`` is when
-    the call that sends it was over, and nobody knew what had come of it.
+    the call that sends it was over, and nobody knew what had come of it. ``is_packed``: a request
+    may ask several questions.
     """
 
     chunk_id: int
@@ -43,9 +44,13 @@ class Chunk:
     submitted_at: datetime | None
     is_copy: bool = False
     doubted_at: datetime | None = None
+    is_packed: bool = False
 
 
 OUT: Final[tuple[ChunkState, ...]] = ("planned", "sending", "submitted")
+"""States of a chunk that something is to be done for, or that may be out."""
+
+HELD: Final[tuple[ChunkState, ...]] = (*OUT, "held_back")
 """States of a chunk whose rows nobody else may plan."""
 
 
@@ -60,15 +65,16 @@ def insert_chunk(
     """Write a planned chunk."""
     connection.execute(
         "INSERT INTO claude_batch.chunks (chunk_id, materialization_id, asset, workspace, state, "
-        "adopted, is_copy, attempt, max_tokens, requests, bytes, planned_at) VALUES ($chunk_id, "
-        "$materialization_id, $asset, $workspace, $state, false, false, $attempt, $max_tokens, "
-        "$requests, $bytes, $now)",
+        "adopted, is_copy, is_packed, attempt, max_tokens, requests, bytes, planned_at) VALUES "
+        "($chunk_id, $materialization_id, $asset, $workspace, $state, false, false, $is_packed, "
+        "$attempt, $max_tokens, $requests, $bytes, $now)",
         {
             "chunk_id": chunk.chunk_id,
             "materialization_id": chunk.materialization_id,
             "asset": asset,
             "workspace": workspace,
             "state": chunk.state,
+            "is_packed": chunk.is_packed,
             "attempt": chunk.attempt,
             "max_tokens": chunk.max_tokens,
             "requests": chunk.requests,
@@ -86,6 +92,7 @@ def planned_chunk(
     max_tokens: int,
     requests: int,
     size: int,
+    is_packed: bool = False,
 ) -> Chunk:
     """A chunk as it is before anything was done with it."""
     return Chunk(
@@ -100,6 +107,7 @@ def planned_chunk(
         batch_id=None,
         sending_at=None,
         submitted_at=None,
+        is_packed=is_packed,
     )
 
 
@@ -318,6 +326,19 @@ def mark_landed(
         ended_at=ended_at,
         now=now,
     )
+
+
+def release(
+    connection: Connection, materialization_id: str, state: Literal["planned", "dissolved"]
+) -> int:
+    """``held_back → planned``, or ``dissolved``: what a pilot has shown; how many requests."""
+    moved = rows(
+        connection,
+        "UPDATE claude_batch.chunks SET state = $state WHERE state = 'held_back' "
+        "AND materialization_id = $materialization_id RETURNING requests",
+        {"state": state, "materialization_id": materialization_id},
+    )
+    return sum(int(requests) for (requests,) in moved)
 
 
 def resize_chunk(connection: Connection, chunk: Chunk, *, requests: int, size: int) -> None:

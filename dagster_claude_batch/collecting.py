@@ -24,7 +24,7 @@ from dagster_claude_batch.landing import Landing, counts_of, land
 from dagster_claude_batch.ledger import Materialization
 from dagster_claude_batch.matching import ours_is_ours
 from dagster_claude_batch.outcomes import NOT_SENT, RESULTS_EXPIRED
-from dagster_claude_batch.outstanding import answered_by_copy, batches_before
+from dagster_claude_batch.outstanding import answered_by_copy, batches_before, questions_of
 from dagster_claude_batch.resource import RESULTS_LAST, UNANSWERED
 from dagster_claude_batch.results import fetch
 from dagster_claude_batch.workbench import Findings, Outstanding, Workbench, asset_of
@@ -103,11 +103,19 @@ class Collector:
         if chunk.is_copy and self._is_not_ours(chunk, batch):
             findings.moved = True
             return
-        claude, declared = self.bench.claude, self.bench.declaration.output
+        bench, declared = self.bench, self.bench.declaration.output
+        questions = self._questions_of(chunk)
         try:
-            staged = self.bench.asking(
+            staged = bench.asking(
                 findings,
-                lambda: fetch(claude, batch, declared, nonce=chunk.nonce, sleep=self.bench.sleep),
+                lambda: fetch(
+                    bench.claude,
+                    batch,
+                    declared,
+                    nonce=chunk.nonce,
+                    questions=questions,
+                    sleep=bench.sleep,
+                ),
             )
         except ResultsUnavailableError as error:
             if error.is_gone:
@@ -118,7 +126,7 @@ class Collector:
                 "again in %d minutes.",
                 *(batch.id, error.reason, UNREADABLE.total_seconds() / 60),
             )
-            findings.wait_until(claude.now() + UNREADABLE)
+            findings.wait_until(bench.claude.now() + UNREADABLE)
             return
         except OSError as error:
             if error.errno in NO_ROOM:
@@ -130,6 +138,15 @@ class Collector:
         late = outstanding.is_overdue and batch.cancel_initiated_at is not None
         landing = Landing(chunk, batch.id, counts_of(batch), batch.ended_at, staged, is_late=late)
         self._land(outstanding, landing, findings)
+
+    def _questions_of(self, chunk: Chunk) -> Mapping[int, int]:
+        """How many questions each request of a chunk has, of those that have several."""
+        if not chunk.is_packed:
+            return {}
+        asset = self.bench.declaration.asset
+        return self.bench.warehouse.transact(
+            lambda connection: questions_of(connection, asset_of(connection, asset), chunk)
+        )
 
     def _is_not_ours(self, chunk: Chunk, batch: MessageBatch) -> bool:
         """Let go of a batch that was taken for a second copy, and turns out to be another's."""

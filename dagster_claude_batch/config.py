@@ -20,6 +20,11 @@ class ClaudeBatchConfig(dg.Config):
         description="Render and check everything, show what would be sent, and send nothing. The "
         "partition is not materialized.",
     )
+    requests_path: str | None = Field(
+        default=None,
+        description="In a dry run, write all requests to this new file as JSON Lines, on the "
+        "machine of the run. It holds whole prompts.",
+    )
     refresh: bool = Field(
         default=False,
         description="Ask every row again, also those whose answer is still valid. Costs as much "

@@ -5,6 +5,7 @@ from datetime import timedelta
 
 from dagster_claude_batch.chunking import SizeLimits
 from dagster_claude_batch.output import Output
+from dagster_claude_batch.request.packing import Packing
 from dagster_claude_batch.request.shape import RequestShape
 from dagster_claude_batch.tables import TableName
 
@@ -15,7 +16,8 @@ class Declaration:
 
     ``source_candidates`` are looked for in turn; with ``query_relation``, a SELECT in
     parentheses, there are none. ``partition_exprs`` has one SQL expression a dimension, none when
-    the asset is not partitioned. ``workspace`` names the resource whose API window is shared.
+    the asset is not partitioned. ``packing`` says how several rows are asked in one request, and is
+    None if each has its own. ``workspace`` names the resource whose API window is shared.
     """
 
     asset: str
@@ -32,6 +34,9 @@ class Declaration:
     max_attempts: int = 3
     max_failure_rate: float = 0.01
     max_wait: timedelta | None = None
+    deduplicate: bool = True
+    packing: Packing | None = None
+    pilot: int | None = None
     limits: SizeLimits
     workspace: str
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Final, Literal
 
-from dagster_claude_batch.chunks import OUT, Chunk
+from dagster_claude_batch.chunks import HELD, Chunk
 from dagster_claude_batch.identifiers import quote_identifier
 from dagster_claude_batch.matching import (
     our_keys_as_selected,
@@ -12,6 +12,7 @@ from dagster_claude_batch.matching import (
     selected_is_selected,
 )
 from dagster_claude_batch.outcomes import RETRYABLE, next_max_tokens
+from dagster_claude_batch.outstanding import held_by_others
 from dagster_claude_batch.plan import CHOSEN, ROWS, Plan, in_scope
 from dagster_claude_batch.settling import settle_all, settle_chosen
 from dagster_claude_batch.source import PartitionSlice
@@ -19,8 +20,8 @@ from dagster_claude_batch.warehouse import row, rows
 
 DUE: Final = "temp.claude_batch_due"
 """The relation that the functions here leave behind: a selected relation with ``hash``, ``bytes``
-(of the row's own part of its request), ``attempt``, ``max_tokens`` and ``place`` (among the rows
-of one attempt and one `max_tokens`)."""
+(of the row's own part of its request), ``attempt``, ``max_tokens``, ``alone`` (to be in a request
+of its own) and ``held_back`` (not to be sent yet), in the order of sending."""
 
 
 def choose_first(plan: Plan, slices: Sequence[PartitionSlice]) -> None:
@@ -35,60 +36,116 @@ def choose_first(plan: Plan, slices: Sequence[PartitionSlice]) -> None:
 
 def choose_up_to(plan: Plan, limit: int) -> None:
     """Leave only so many of the rows that are due."""
-    plan.connection.execute(f"DELETE FROM {DUE} WHERE place >= $limit", {"limit": limit})
+    plan.connection.execute(f"DELETE FROM {DUE} WHERE NOT ({_is_among_first()})", {"first": limit})
+
+
+def hold_back_after(plan: Plan, pilot: int) -> None:
+    """Let only so many of the due rows be sent at first, and those that ask the same as they."""
+    plan.connection.execute(
+        f"UPDATE {DUE} SET held_back = true WHERE hash NOT IN "
+        f"(SELECT hash FROM {DUE} WHERE {_is_among_first()})",
+        {"first": pilot},
+    )
+
+
+def _is_among_first() -> str:
+    return f"rowid IN (SELECT rowid FROM {DUE} ORDER BY rowid LIMIT $first)"
 
 
 def choose_elsewhere(plan: Plan) -> int:
     """Choose, right after `choose_first`, rows that others have out; how many there are."""
     _choose(plan, elsewhere=True)
+    return count_due(plan)
+
+
+def count_due(plan: Plan) -> int:
+    """How many rows are due."""
     (count,) = row(plan.connection, f"SELECT count(*) FROM {DUE}")
     return int(count)
 
 
 def choose_retries(
     plan: Plan, slices: Sequence[PartitionSlice], *, only_unasked: bool = False
-) -> int:
-    """Choose the failures that get another attempt; how many there are.
+) -> bool:
+    """Choose the failures that get another attempt; whether there may be any.
 
     With ``only_unasked``, only rows of the set that have never come to an outcome.
     Rows that have left the source are not asked again, rows that changed are asked as they are.
     """
     if not _choose_failed(plan, only_unasked=only_unasked):
-        return 0
+        return False
     settle_chosen(plan, slices)
-    same = selected_is_selected(plan.declaration, "r", "chosen")
-    plan.connection.execute(
-        f"""
-        CREATE OR REPLACE TEMP TABLE claude_batch_due AS
-        SELECT r.*, chosen.attempt, chosen.max_tokens, row_number() OVER (
-            PARTITION BY chosen.attempt, chosen.max_tokens) - 1 AS place
-        FROM {ROWS} AS r JOIN {CHOSEN} AS chosen ON {same}
-        WHERE r.hash IS NOT NULL AND {_is_unanswered(plan)}
-        """,
-        _this(plan),
-    )
-    (count,) = row(plan.connection, f"SELECT count(*) FROM {DUE}")
-    return int(count)
+    choose_settled(plan)
+    return True
 
 
 def choose_again(plan: Plan, chunk: Chunk, slices: Sequence[PartitionSlice]) -> None:
     """Choose what is still to be asked of a planned chunk's rows, which have changed since."""
     keys = our_keys_as_selected(plan.declaration, "q")
     plan.connection.execute(
-        f"CREATE OR REPLACE TEMP TABLE claude_batch_chosen AS SELECT {keys}, "
-        f"_partition AS partition FROM {plan.registered.requests.sql} AS q "
-        "WHERE _chunk_id = $chunk_id",
-        {"chunk_id": chunk.chunk_id},
+        f"CREATE OR REPLACE TEMP TABLE claude_batch_chosen AS SELECT {keys}, _partition AS "
+        "partition, $attempt::INTEGER AS attempt, $max_tokens::BIGINT AS max_tokens "
+        f"FROM {plan.registered.requests.sql} AS q WHERE _chunk_id = $chunk_id",
+        {
+            "chunk_id": chunk.chunk_id,
+            "attempt": chunk.attempt,
+            "max_tokens": chunk.max_tokens,
+        },
     )
     settle_chosen(plan, slices)
+    choose_settled(plan)
+
+
+def choose_settled(plan: Plan, *, elsewhere: bool = False) -> None:
+    """Choose, of the rows that have been settled, those that have no answer yet.
+
+    Of these either what nobody else has been sent as a question, or, ``elsewhere``, the others.
+    """
+    same = selected_is_selected(plan.declaration, "r", "chosen")
     plan.connection.execute(
         f"""
         CREATE OR REPLACE TEMP TABLE claude_batch_due AS
-        SELECT r.*, $attempt::INTEGER AS attempt, $max_tokens::BIGINT AS max_tokens,
-            row_number() OVER () - 1 AS place
-        FROM {ROWS} AS r WHERE r.hash IS NOT NULL AND {_is_unanswered(plan)}
+        SELECT r.*, chosen.attempt, chosen.max_tokens, {_alone(plan, "chosen.attempt")} AS alone,
+            false AS held_back
+        FROM {ROWS} AS r JOIN {CHOSEN} AS chosen ON {same}
+        WHERE r.hash IS NOT NULL AND {_is_unanswered(plan)}
+            AND $elsewhere = {_is_asked_elsewhere(plan)}
         """,
-        {"attempt": chunk.attempt, "max_tokens": chunk.max_tokens, **_this(plan)},
+        {**_this(plan), "elsewhere": elsewhere, "asked_elsewhere": _asked_elsewhere(plan)},
+    )
+
+
+def _alone(plan: Plan, attempt: str) -> str:
+    """Whether a row ``r`` is asked alone: it has failed, perhaps for others of its request."""
+    if plan.declaration.packing is None:
+        return "false"
+    known = selected_is_ours(plan.declaration, "r", "f")
+    return (
+        f"({attempt} > 1 OR EXISTS (SELECT 1 FROM {plan.declaration.failures.sql} AS f "
+        f"WHERE {known} AND f._request_hash = r.hash))"
+    )
+
+
+def _is_asked_elsewhere(plan: Plan) -> str:
+    """A condition: what a row ``r`` asks is out, sent by another materialization for any row.
+
+    Its parameter is ``asked_elsewhere``.
+    """
+    return (
+        f"EXISTS (SELECT 1 FROM {plan.registered.requests.sql} AS s WHERE s._request_hash = r.hash "
+        "AND s._chunk_id IN (SELECT unnest($asked_elsewhere::BIGINT[])))"
+    )
+
+
+def _asked_elsewhere(plan: Plan) -> list[int]:
+    """The chunks that others have sent, if their answers are to serve ours: not for a refresh."""
+    if not plan.declaration.deduplicate or plan.materialization.config.refresh:
+        return []
+    return held_by_others(
+        plan.connection,
+        plan.declaration.asset,
+        plan.materialization.materialization_id,
+        ("sending", "submitted"),
     )
 
 
@@ -134,20 +191,22 @@ def _choose(plan: Plan, *, elsewhere: bool = False) -> None:
     plan.connection.execute(
         f"""
         CREATE OR REPLACE TEMP TABLE claude_batch_due AS
-        SELECT r.*, 1 AS attempt, $max_tokens::BIGINT AS max_tokens,
-            row_number() OVER () - 1 AS place
+        SELECT r.*, 1 AS attempt, $max_tokens::BIGINT AS max_tokens, {_alone(plan, "1")} AS alone,
+            false AS held_back
         FROM {ROWS} AS r
         LEFT JOIN {declaration.answers.sql} AS a ON {selected_is_ours(declaration, "r", "a")}
         LEFT JOIN {declaration.failures.sql} AS f ON {selected_is_ours(declaration, "r", "f")}
         WHERE r.hash IS NOT NULL AND ({"true" if config.refresh else asked})
-            AND $elsewhere = EXISTS (
+            AND $elsewhere = (EXISTS (
                 SELECT 1 FROM ({out}) AS o WHERE {selected_is_ours(declaration, "r", "o")})
+                OR {_is_asked_elsewhere(plan)})
         """,
         {
             "elsewhere": elsewhere,
             "this": plan.materialization.materialization_id,
             "asset": declaration.asset,
-            "out": list(OUT),
+            "out": list(HELD),
+            "asked_elsewhere": _asked_elsewhere(plan),
             "max_tokens": declaration.max_tokens,
         },
     )
@@ -165,7 +224,7 @@ def _choose_failed(plan: Plan, *, only_unasked: bool) -> int:
         f"""
         CREATE OR REPLACE TEMP TABLE claude_batch_chosen AS
         WITH sent AS (
-            SELECT q.*, c.max_tokens, c.is_copy,
+            SELECT q.*, c.max_tokens, c.is_copy, {_is_packed(plan)} AS packed,
                 c.adopted OR c.materialization_id <> $materialization_id AS adopted,
                 c.state = 'given_up' AS given_up, c.state = 'elsewhere' AS elsewhere
             FROM {plan.registered.requests.sql} AS q
@@ -177,7 +236,7 @@ def _choose_failed(plan: Plan, *, only_unasked: bool) -> int:
         )
         SELECT {our_keys_as_selected(plan.declaration, "f")}, f._partition AS partition,
             f._attempt + CASE WHEN f.given_up OR f.elsewhere THEN 0 ELSE 1 END AS attempt,
-            f._outcome AS outcome, f.max_tokens
+            CASE WHEN NOT f.packed THEN f._outcome END AS outcome, f.max_tokens
         FROM sent AS f
         WHERE (f.given_up OR f.elsewhere OR (NOT $only_unasked AND f._retryable
                 AND f._attempt < $max_attempts AND NOT f.is_copy
@@ -201,6 +260,13 @@ def _choose_failed(plan: Plan, *, only_unasked: bool) -> int:
     _raise_max_tokens(plan)
     (count,) = row(plan.connection, f"SELECT count(*) FROM {CHOSEN}")
     return int(count)
+
+
+def _is_packed(plan: Plan) -> str:
+    """Whether a request ``q`` asked several questions: then its length is nobody's own."""
+    if plan.declaration.packing is None:
+        return "false"
+    return "max(q._position) OVER (PARTITION BY q._chunk_id, q._ordinal) > 0"
 
 
 def _raise_max_tokens(plan: Plan) -> None:

@@ -261,6 +261,28 @@ class RequestRefusedError(ClaudeBatchError):
         )
 
 
+class RequestsFileError(ClaudeBatchError):
+    """The file for the requests of a dry run cannot be made."""
+
+    def __init__(self, asset: str, path: str, problem: str) -> None:
+        super().__init__(
+            f"The requests of asset {asset!r} cannot be written to {path!r} ({problem}). Nothing "
+            "was sent or changed. `requests_path` has to name a file that does not exist yet, in a "
+            "directory that does."
+        )
+
+
+class PilotFailedError(ClaudeBatchError):
+    """The rows that were sent first did not come back as they should: the rest was not sent."""
+
+    def __init__(self, asset: str, said: str, *, failures: str, tolerated: float) -> None:
+        super().__init__(
+            f"Asset {asset!r}: of the pilot, {said}. Tolerated are {tolerated:.2%} "
+            f"(`max_failure_rate`). The failed rows stand in {failures} with their reasons. "
+            "Correct `prompt` or `output`, and materialize again: that begins with another pilot."
+        )
+
+
 class AccountHaltedError(ClaudeBatchError):
     """The account, not a request, is at fault: no credit, a spend limit, a key without access."""
 

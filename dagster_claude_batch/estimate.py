@@ -53,15 +53,17 @@ def estimate(bench: Workbench, part: RehearsedPartition) -> Estimate:
     Raises:
         RequestRefusedError: The API would refuse a request.
     """
-    if not part.rows:
+    if not part.requests:
         return Estimate(0, 0, Decimal(0))
     counts = _counted(bench, [json.loads(params) for _, params in part.examples])
-    constant = bench.declaration.shape.constant_size(max_tokens=bench.declaration.max_tokens)
-    guessed = (part.bytes / part.rows + constant) / _BYTES_PER_TOKEN
+    guessed = part.bytes / part.requests / _BYTES_PER_TOKEN
     mean = round(sum(counts) / len(counts) if counts else guessed)
     prices = batch_prices(bench.declaration.shape.model)
-    most = None if prices is None else part.rows * _most(prices, mean, bench.declaration.max_tokens)
-    return Estimate(part.rows * mean, len(counts), most)
+    packing = bench.declaration.packing
+    questions = 1 if packing is None else packing.rows_per_request
+    most_tokens = questions * bench.declaration.max_tokens
+    most = None if prices is None else part.requests * _most(prices, mean, most_tokens)
+    return Estimate(part.requests * mean, len(counts), most)
 
 
 def _most(prices: Prices, input_tokens: int, max_tokens: int) -> Decimal:

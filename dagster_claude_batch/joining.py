@@ -10,7 +10,6 @@ from dagster_claude_batch.declaration import Declaration
 from dagster_claude_batch.errors import LedgerLostError, MaterializationDoneError
 from dagster_claude_batch.launches import RunIdentity
 from dagster_claude_batch.ledger import Materialization, MaterializationConfig
-from dagster_claude_batch.outstanding import held_elsewhere
 from dagster_claude_batch.plan import Plan
 from dagster_claude_batch.planning import plan_first
 from dagster_claude_batch.preparing import prepare_tables
@@ -140,10 +139,8 @@ class Asking:
         keys = [part.key for part in left]
         opened = ledger.open_materialization(connection, asset, keys, config, self.now)
         adopt_chunks(connection, registered, opened)
-        awaited = held_elsewhere(connection, registered, opened)
-        opened = ledger.note_awaited(connection, opened, awaited)
         plan_first(Plan(connection, self.declaration, registered, opened, self.now), left)
-        return joined, [opened]
+        return joined, [ledger.get_materialization(connection, opened.materialization_id)]
 
 
 def _nothing(config: MaterializationConfig) -> MaterializationConfig:

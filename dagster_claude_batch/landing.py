@@ -9,7 +9,7 @@ from anthropic.types.messages import MessageBatch
 
 from dagster_claude_batch import chunks, ledger
 from dagster_claude_batch.chunks import Chunk
-from dagster_claude_batch.cost import batch_prices, sum_if_known
+from dagster_claude_batch.cost import USD_TYPE, batch_prices, sum_if_known
 from dagster_claude_batch.declaration import Declaration
 from dagster_claude_batch.departed import move_to_departed
 from dagster_claude_batch.identifiers import quote_identifier
@@ -21,7 +21,7 @@ from dagster_claude_batch.plan import Plan
 from dagster_claude_batch.preparing import restore_tables
 from dagster_claude_batch.results import STAGED
 from dagster_claude_batch.tables import ANSWER_COLUMNS, FAILURE_COLUMNS, columns_of, grow_table
-from dagster_claude_batch.warehouse import Connection, rows
+from dagster_claude_batch.warehouse import Connection, row, rows
 
 _LANDED = "temp.claude_batch_landed"
 
@@ -66,6 +66,7 @@ def land(plan: Plan, landing: Landing) -> None:
     chunk = replace(chunk, materialization_id=plan.materialization.materialization_id)
     restore_tables(connection, declaration, plan.registered)
     _gather(connection, declaration, plan.registered, landing)
+    _share_out(connection)
     if landing.is_late:
         _let_cancelled_expire(connection)
     _judge_retries(connection, chunk, plan.materialization)
@@ -100,7 +101,7 @@ def _gather(
     connection.execute(
         f"""
         CREATE OR REPLACE TEMP TABLE claude_batch_landed AS
-        SELECT {keys}, q._ordinal, q._partition, q._request_hash,
+        SELECT {keys}, q._ordinal, q._position, q._partition, q._request_hash,
             q._attempt - $not_attempted AS _attempts,
             s.answer, CASE WHEN s.ordinal IS NULL THEN $absent ELSE s.outcome END AS _error_type,
             CASE WHEN s.ordinal IS NULL THEN $absent_message ELSE s.error_message END
@@ -116,7 +117,8 @@ def _gather(
             coalesce(s.custom_id, $nonce::VARCHAR || '-' || q._ordinal) AS _custom_id,
             s.request_id AS _request_id
         FROM {registered.requests.sql} AS q
-        LEFT JOIN claude_batch_staged AS s ON s.ordinal = q._ordinal
+        LEFT JOIN claude_batch_staged AS s
+            ON s.ordinal = q._ordinal AND s.position = q._position
         WHERE q._chunk_id = $chunk_id
         """,
         {
@@ -130,6 +132,26 @@ def _gather(
         },
     )
     connection.unregister("claude_batch_staged")
+
+
+def _share_out(connection: Connection) -> None:
+    """Give each row its share of the tokens and the cost of a request that it has not alone.
+
+    To a token, and to the last digit of the cost, shares come to what was billed.
+    """
+    (shares,) = row(connection, f"SELECT count(*) > count(DISTINCT _ordinal) FROM {_LANDED}")
+    if not shares:
+        return
+    tokens = [name for name in ledger.USAGE_COLUMNS if name != "_cost_usd"]
+    of_rows = [f"{name} * (nth + 1) // n - {name} * nth // n AS {name}" for name in tokens]
+    up_to = "(_cost_usd * {} / n)::" + USD_TYPE
+    of_rows.append(f"{up_to.format('(nth + 1)')} - {up_to.format('nth')} AS _cost_usd")
+    connection.execute(
+        f"CREATE OR REPLACE TEMP TABLE claude_batch_landed AS "
+        f"SELECT * EXCLUDE (n, nth) REPLACE ({', '.join(of_rows)}) FROM (SELECT *, "
+        f"count(*) OVER request AS n, row_number() OVER request - 1 AS nth FROM {_LANDED} "
+        "WINDOW request AS (PARTITION BY _ordinal))"
+    )
 
 
 def _cost(model: str, absent: Absent) -> str:
@@ -188,6 +210,11 @@ def _judge_retries(connection: Connection, chunk: Chunk, materialization: Materi
         "WHERE list_contains($types::VARCHAR[], _error_type)",
         {"types": retryable},
     )
+    # A request of several rows may have failed for any one of them: each is asked alone.
+    connection.execute(
+        f"UPDATE {_LANDED} SET _retryable = true WHERE _error_type NOT NULL AND _ordinal IN "
+        f"(SELECT _ordinal FROM {_LANDED} WHERE _position > 0)"
+    )
 
 
 def _uncount_halted(connection: Connection, materialization: Materialization) -> None:
@@ -242,9 +269,9 @@ def _note_usage(
         f"""
         INSERT INTO {requests} ({carried}, _chunk_id, _ordinal, _position, _partition,
             _request_hash, _attempt, _outcome, _retryable, {usage})
-        SELECT {carried}, $chunk_id, _ordinal, 0, _partition, _request_hash, _attempts,
+        SELECT {carried}, $chunk_id, _ordinal, _position, _partition, _request_hash, _attempts,
             coalesce(_error_type, 'answer'), _retryable, {usage}
-        FROM {_LANDED} ORDER BY _ordinal
+        FROM {_LANDED} ORDER BY _ordinal, _position
         """,
         {"chunk_id": chunk.chunk_id},
     )

@@ -68,6 +68,8 @@ _MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
     ),
     (
         "ALTER TABLE claude_batch.materializations ADD COLUMN awaits BIGINT[]",
+        "ALTER TABLE claude_batch.materializations ADD COLUMN pilot VARCHAR",
+        "ALTER TABLE claude_batch.chunks ADD COLUMN is_packed BOOLEAN DEFAULT false",
         # Until now, this was told by the clocks of the runs.
         """UPDATE claude_batch.materializations AS m SET awaits = (
             SELECT list(c.chunk_id) FROM claude_batch.chunks AS c
@@ -112,6 +114,7 @@ class Materialization:
     ``halted_because`` is what the API said of the account when it refused rows already sent;
     until another run attaches, nothing more is sent. ``awaits`` are ids of chunks with rows of its
     partitions that others had out when it began; these rows are planned if nothing comes of that.
+    ``pilot`` is why nothing more was sent than that, if so.
     """
 
     materialization_id: str
@@ -122,6 +125,7 @@ class Materialization:
     started_at: datetime
     halted_because: str | None = None
     awaits: tuple[int, ...] = ()
+    pilot: str | None = None
 
 
 def open_ledger(connection: Connection, now: datetime) -> None:
@@ -280,23 +284,22 @@ def claim_chunks(connection: Connection, registered: LedgerAsset, count: int) ->
 
 _MATERIALIZATION: Final = (
     "materialization_id, partitions, state, config, model_max_tokens, started_at, halted_because, "
-    "awaits"
+    "awaits, pilot"
 )
 
 
 def _materialization(values: tuple[Any, ...]) -> Materialization:
-    identity, partitions, state, config, model_max_tokens, started_at, halted_because, awaits = (
-        values
-    )
+    identity, partitions, state, config, model_limit, started_at, halted, awaits, pilot = values
     return Materialization(
         identity,
         tuple(partitions) or (None,),
         state,
         MaterializationConfig(**json.loads(config)),
-        model_max_tokens,
+        model_limit,
         started_at,
-        halted_because,
+        halted,
         tuple(awaits or ()),
+        pilot,
     )
 
 
@@ -324,7 +327,7 @@ def asked_partitions(connection: Connection, asset: str) -> set[str | None]:
         connection,
         "SELECT DISTINCT unnest(CASE WHEN len(partitions) = 0 THEN [NULL] ELSE partitions END) "
         "FROM claude_batch.materializations WHERE asset = $asset AND state = 'done' "
-        "AND (config::JSON->>'limit') IS NULL",
+        "AND (config::JSON->>'limit') IS NULL AND pilot IS NULL",
         {"asset": asset},
     )
     return {partition for (partition,) in found}
@@ -363,6 +366,28 @@ def open_materialization(
         },
     )
     return opened
+
+
+def awaited_by_others(
+    connection: Connection, asset: str, materialization_ids: Sequence[str]
+) -> frozenset[int]:
+    """Ids of the chunks that open materializations besides these wait for."""
+    found = rows(
+        connection,
+        "SELECT DISTINCT unnest(awaits) FROM claude_batch.materializations WHERE asset = $asset "
+        "AND state = 'open' AND NOT list_contains($ids::VARCHAR[], materialization_id)",
+        {"asset": asset, "ids": list(materialization_ids)},
+    )
+    return frozenset(int(chunk_id) for (chunk_id,) in found)
+
+
+def note_pilot(connection: Connection, materialization_id: str, said: str) -> None:
+    """Keep why nothing but a pilot was sent."""
+    connection.execute(
+        "UPDATE claude_batch.materializations SET pilot = $said "
+        "WHERE materialization_id = $materialization_id",
+        {"said": said, "materialization_id": materialization_id},
+    )
 
 
 def note_awaited(

@@ -5,7 +5,7 @@ from dataclasses import fields
 from datetime import datetime
 from typing import Final
 
-from dagster_claude_batch.chunks import OUT, Chunk, ChunkState
+from dagster_claude_batch.chunks import HELD, Chunk, ChunkState
 from dagster_claude_batch.ledger import LedgerAsset, Materialization
 from dagster_claude_batch.warehouse import Connection, row, rows
 
@@ -69,24 +69,46 @@ def given_up(connection: Connection, asset: str, since: datetime) -> list[Chunk]
 def held_elsewhere(
     connection: Connection, registered: LedgerAsset, materialization: Materialization
 ) -> list[int]:
-    """Ids of the chunks that others have, not landed, with rows of a materialization's partitions.
+    """Ids of the chunks that others have, not landed, that may answer a materialization's rows.
 
-    Whether they have been sent is of no importance: that may come at any time.
+    They hold rows of its partitions, or ask what it has left to others. Whether they have been
+    sent is of no importance: that may come at any time.
     """
+    identity = materialization.materialization_id
+    held = held_by_others(connection, registered.asset, identity, HELD)
+    if not held:
+        return []
+    requests = registered.requests.sql
     found = rows(
         connection,
-        f"SELECT chunk_id FROM claude_batch.chunks WHERE asset = $asset AND NOT is_copy "
-        "AND list_contains($out, state) AND materialization_id <> $materialization_id "
-        f"AND chunk_id IN (SELECT _chunk_id FROM {registered.requests.sql} "
-        "WHERE $all_rows OR _partition IN (SELECT unnest($partitions::VARCHAR[]))) "
-        "ORDER BY chunk_id",
+        f"""
+        SELECT DISTINCT q._chunk_id FROM {requests} AS q
+        WHERE q._chunk_id IN (SELECT unnest($held::BIGINT[])) AND (
+            $all_rows OR q._partition IN (SELECT unnest($partitions::VARCHAR[]))
+            OR q._request_hash IN (
+                SELECT r._request_hash FROM {requests} AS r JOIN claude_batch.chunks AS c
+                ON c.chunk_id = r._chunk_id
+                WHERE c.state = 'elsewhere' AND c.materialization_id = $identity))
+        """,
         {
-            "asset": registered.asset,
-            "out": list(OUT),
-            "materialization_id": materialization.materialization_id,
+            "held": held,
+            "identity": identity,
             "all_rows": materialization.partitions == (None,),
             "partitions": [key for key in materialization.partitions if key is not None],
         },
+    )
+    return [int(chunk_id) for (chunk_id,) in found]
+
+
+def held_by_others(
+    connection: Connection, asset: str, materialization_id: str, states: Sequence[ChunkState]
+) -> list[int]:
+    """Ids of the chunks in these states, second copies apart, of an asset's others."""
+    found = rows(
+        connection,
+        "SELECT chunk_id FROM claude_batch.chunks WHERE asset = $asset AND NOT is_copy "
+        "AND list_contains($states, state) AND materialization_id <> $materialization_id",
+        {"asset": asset, "states": list(states), "materialization_id": materialization_id},
     )
     return [int(chunk_id) for (chunk_id,) in found]
 
@@ -149,3 +171,14 @@ def known_batches(connection: Connection) -> set[str]:
     """Ids of all batches that the ledger has an owner for."""
     found = rows(connection, "SELECT batch_id FROM claude_batch.chunks WHERE batch_id IS NOT NULL")
     return {str(batch_id) for (batch_id,) in found}
+
+
+def questions_of(connection: Connection, registered: LedgerAsset, chunk: Chunk) -> dict[int, int]:
+    """How many different questions each request of a chunk asks, of those that ask several."""
+    found = rows(
+        connection,
+        f"SELECT _ordinal, max(_position) + 1 FROM {registered.requests.sql} "
+        "WHERE _chunk_id = $chunk_id GROUP BY ALL HAVING max(_position) > 0",
+        {"chunk_id": chunk.chunk_id},
+    )
+    return {int(ordinal): int(questions) for ordinal, questions in found}

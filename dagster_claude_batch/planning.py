@@ -18,48 +18,45 @@ from dagster_claude_batch.due import (
     choose_elsewhere,
     choose_first,
     choose_retries,
+    choose_settled,
     choose_up_to,
+    count_due,
+    hold_back_after,
 )
 from dagster_claude_batch.errors import OversizedRequestError
 from dagster_claude_batch.matching import our_columns, selected_columns
+from dagster_claude_batch.numbering import (
+    NUMBERED,
+    Group,
+    groups_of,
+    number_requests,
+    rows_per_request,
+)
+from dagster_claude_batch.outstanding import held_elsewhere
 from dagster_claude_batch.plan import Plan
 from dagster_claude_batch.settling import row_examples
 from dagster_claude_batch.source import PartitionSlice
-from dagster_claude_batch.warehouse import read_arrow, rows, values_of
+from dagster_claude_batch.warehouse import read_arrow, row, values_of
 
 _REQUEST_OVERHEAD: Final = 100
 """Bytes of a request besides its parameters: the custom id and the JSON around it."""
 
 
 def plan_first(plan: Plan, slices: Sequence[PartitionSlice]) -> None:
-    """Plan what is due of a materialization that has just begun, up to its limit."""
-    limit = plan.materialization.config.limit
+    """Plan what is due of a materialization that has just begun, up to its limit.
+
+    With a pilot, only that is planned to be sent; the rest is held back.
+    """
+    limit, pilot = plan.materialization.config.limit, plan.declaration.pilot
     choose_first(plan, slices)
     if limit is not None:
         choose_up_to(plan, limit)
+    if pilot is not None:
+        hold_back_after(plan, pilot)
     _plan_chunks(plan)
-    if limit is None:
-        _note_elsewhere(plan)
-
-
-def _note_elsewhere(plan: Plan) -> None:
-    """Remember which rows of the set others have out: nothing may come of that."""
-    count = choose_elsewhere(plan)
-    if not count:
-        return
-    (chunk_id,) = ledger.claim_chunks(plan.connection, plan.registered, 1)
-    max_tokens = plan.declaration.max_tokens
-    planned = planned_chunk(
-        chunk_id,
-        plan.materialization.materialization_id,
-        attempt=1,
-        max_tokens=max_tokens,
-        requests=count,
-        size=0,
-    )
-    chunk = replace(planned, state="elsewhere")
-    _insert_chunks(plan, [chunk])
-    _insert_requests(plan, [chunk], 1, max_tokens)
+    if limit is None and choose_elsewhere(plan):
+        _note_elsewhere(plan, attempt=1, max_tokens=plan.declaration.max_tokens)
+    _note_awaited(plan)
 
 
 def plan_retries(
@@ -71,7 +68,7 @@ def plan_retries(
     """
     if not choose_retries(plan, slices, only_unasked=only_unasked):
         return 0
-    return _plan_chunks(plan)
+    return _plan_chunks(plan) + _leave_to_others(plan)
 
 
 def replan(plan: Plan, chunk: Chunk, slices: Sequence[PartitionSlice]) -> None:
@@ -87,20 +84,67 @@ def replan(plan: Plan, chunk: Chunk, slices: Sequence[PartitionSlice]) -> None:
     )
     resize_chunk(plan.connection, chunk, requests=0, size=0)
     _plan_chunks(plan)
+    _leave_to_others(plan)
+
+
+# --- what others have out -------------------------------------------------------------------
+
+
+def _leave_to_others(plan: Plan) -> int:
+    """Await what others have been sent as a question instead of planning it; how many rows."""
+    if not plan.declaration.deduplicate:
+        return 0
+    choose_settled(plan, elsewhere=True)
+    count = count_due(plan)
+    if count:
+        attempt, max_tokens = row(
+            plan.connection, f"SELECT max(attempt), max(max_tokens) FROM {DUE}"
+        )
+        _note_elsewhere(plan, attempt=attempt, max_tokens=max_tokens)
+        _note_awaited(plan)
+    return count
+
+
+def _note_elsewhere(plan: Plan, *, attempt: int, max_tokens: int) -> None:
+    """Remember which of the due rows others have out: nothing may come of that."""
+    (chunk_id,) = ledger.claim_chunks(plan.connection, plan.registered, 1)
+    planned = planned_chunk(
+        chunk_id,
+        plan.materialization.materialization_id,
+        attempt=attempt,
+        max_tokens=max_tokens,
+        requests=count_due(plan),
+        size=0,
+    )
+    _insert_chunks(plan, [replace(planned, state="elsewhere")])
+    plan.connection.execute(
+        f"INSERT INTO {plan.registered.requests.sql} ({our_columns(plan.declaration)}, _chunk_id, "
+        f"_ordinal, _position, _partition, _request_hash, _attempt) "
+        f"SELECT {selected_columns(plan.declaration)}, $chunk_id, row_number() OVER () - 1, 0, "
+        f"partition, hash, $attempt FROM {DUE}",
+        {"chunk_id": chunk_id, "attempt": attempt},
+    )
+
+
+def _note_awaited(plan: Plan) -> None:
+    """Remember which chunks of others may answer rows of the materialization."""
+    identity = plan.materialization.materialization_id
+    now = ledger.get_materialization(plan.connection, identity)
+    held = held_elsewhere(plan.connection, plan.registered, now)
+    ledger.note_awaited(plan.connection, now, sorted({*now.awaits, *held}))
+
+
+# --- chunks ---------------------------------------------------------------------------------
 
 
 def _plan_chunks(plan: Plan) -> int:
-    """Group the due rows into chunks of one attempt and one `max_tokens` each; how many rows."""
+    """Group the due rows into requests and these into chunks; how many rows."""
     planned = 0
-    groups = rows(
-        plan.connection,
-        f"SELECT attempt, max_tokens, count(*) FROM {DUE} GROUP BY ALL ORDER BY ALL",
-    )
-    for attempt, max_tokens, count in groups:
-        chunks = _chunks_of_group(plan, attempt, max_tokens)
+    for group in groups_of(plan):
+        planned += number_requests(plan, group)
+        chunks = _chunks_of_group(plan, group)
         _insert_chunks(plan, chunks)
-        _insert_requests(plan, chunks, attempt, max_tokens)
-        planned += int(count)
+        _insert_requests(plan, chunks, group)
     return planned
 
 
@@ -115,20 +159,22 @@ def _insert_chunks(plan: Plan, chunks: Sequence[Chunk]) -> None:
         )
 
 
-def _chunks_of_group(plan: Plan, attempt: int, max_tokens: int) -> list[Chunk]:
-    sizes = sizes_of_chunks(plan, attempt, max_tokens)
+def _chunks_of_group(plan: Plan, group: Group) -> list[Chunk]:
+    sizes = sizes_of_chunks(plan, group)
     chunk_ids = ledger.claim_chunks(plan.connection, plan.registered, len(sizes))
-    return [
+    planned = (
         planned_chunk(
             chunk_id,
             plan.materialization.materialization_id,
-            attempt=attempt,
-            max_tokens=max_tokens,
+            attempt=group.attempt,
+            max_tokens=group.max_tokens,
             requests=requests,
             size=size,
+            is_packed=rows_per_request(plan, group) > 1,
         )
         for chunk_id, (requests, size) in zip(chunk_ids, sizes, strict=True)
-    ]
+    )
+    return [replace(each, state="held_back") if group.held_back else each for each in planned]
 
 
 def _limits_of_attempt(limits: SizeLimits, attempt: int) -> SizeLimits:
@@ -137,27 +183,27 @@ def _limits_of_attempt(limits: SizeLimits, attempt: int) -> SizeLimits:
     return SizeLimits(size, limits.max_bytes, limits.max_request_bytes)
 
 
-def sizes_of_chunks(plan: Plan, attempt: int, max_tokens: int) -> list[tuple[int, int]]:
-    """Number of requests and bytes of each chunk that the due rows of one attempt make.
+def sizes_of_chunks(plan: Plan, group: Group) -> list[tuple[int, int]]:
+    """Number of requests and bytes of each chunk that the rows make that were numbered last.
 
     Raises:
         OversizedRequestError: A row's request is too large, with the row's key.
     """
-    constant = plan.declaration.shape.constant_size(max_tokens=max_tokens)
-    fixed = constant + _REQUEST_OVERHEAD
-    due = read_arrow(
+    together = rows_per_request(plan, group)
+    fixed = _constant_size(plan, group, together) + _REQUEST_OVERHEAD
+    size = "bytes" if together == 1 else "sum(bytes)"
+    numbered = read_arrow(
         plan.connection,
-        f"SELECT bytes FROM {DUE} WHERE attempt = $attempt AND max_tokens = $max_tokens "
-        "ORDER BY place",
-        {"attempt": attempt, "max_tokens": max_tokens},
+        f"SELECT {size} FROM {NUMBERED} WHERE leads {'GROUP BY request' if together > 1 else ''} "
+        "ORDER BY request",
     )
-    sizes = (int(size) + fixed for batch in due for size in values_of(batch, 0))
+    sizes = (int(size) + fixed for batch in numbered for size in values_of(batch, 0))
     try:
-        chunks = into_chunks(sizes, _limits_of_attempt(plan.declaration.limits, attempt))
+        chunks = into_chunks(sizes, _limits_of_attempt(plan.declaration.limits, group.attempt))
         return [(len(positions), size) for positions, size in chunks]
     except OversizedRequestError as error:
-        due.close()  # a connection has one open result at a time
-        largest = f"{DUE} WHERE bytes = {error.size - fixed:d}"
+        numbered.close()  # a connection has one open result at a time
+        largest = f"{NUMBERED} WHERE request = {error.position:d}"
         raise OversizedRequestError(
             error.position,
             size=error.size,
@@ -166,7 +212,14 @@ def sizes_of_chunks(plan: Plan, attempt: int, max_tokens: int) -> list[tuple[int
         ) from None
 
 
-def _insert_requests(plan: Plan, chunks: Sequence[Chunk], attempt: int, max_tokens: int) -> None:
+def _constant_size(plan: Plan, group: Group, together: int) -> int:
+    packing = plan.declaration.packing
+    if packing is None or together == 1:
+        return plan.declaration.shape.constant_size(max_tokens=group.max_tokens)
+    return packing.constant_size(max_tokens=group.max_tokens)
+
+
+def _insert_requests(plan: Plan, chunks: Sequence[Chunk], group: Group) -> None:
     """Write the rows into their chunks, in the order in which their sizes were read."""
     starts: list[int] = []
     place = 0
@@ -177,17 +230,15 @@ def _insert_requests(plan: Plan, chunks: Sequence[Chunk], attempt: int, max_toke
         f"""
         INSERT INTO {plan.registered.requests.sql} ({our_columns(plan.declaration)}, _chunk_id,
             _ordinal, _position, _partition, _request_hash, _attempt)
-        SELECT {selected_columns(plan.declaration)}, b.chunk_id, due.place - b.start, 0,
-            due.partition, due.hash, due.attempt
-        FROM {DUE} AS due
+        SELECT {selected_columns(plan.declaration)}, b.chunk_id, n.request - b.start, n.position,
+            n.partition, n.hash, $attempt::INTEGER
+        FROM {NUMBERED} AS n
         ASOF JOIN (
             SELECT unnest($chunk_ids::BIGINT[]) AS chunk_id, unnest($starts::BIGINT[]) AS start
-        ) AS b ON due.place >= b.start
-        WHERE due.attempt = $attempt AND due.max_tokens = $max_tokens
+        ) AS b ON n.request >= b.start
         """,
         {
-            "attempt": attempt,
-            "max_tokens": max_tokens,
+            "attempt": group.attempt,
             "chunk_ids": [chunk.chunk_id for chunk in chunks],
             "starts": starts,
         },

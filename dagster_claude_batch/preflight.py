@@ -103,10 +103,12 @@ def _problem_with(found: ModelInfo | None, declaration: Declaration) -> str | No
         return "does not exist, or this API key may not use it."
     if found.lifecycle == "retired":
         return "is retired."
-    if found.max_tokens is not None and declaration.max_tokens > found.max_tokens:
+    together = 1 if declaration.packing is None else declaration.packing.rows_per_request
+    if found.max_tokens is not None and declaration.max_tokens * together > found.max_tokens:
+        of_rows = f" for each of {together:,} rows in a request" if together > 1 else ""
         return (
             f"answers with at most {found.max_tokens:,} tokens, but `max_tokens` is "
-            f"{declaration.max_tokens:,}."
+            f"{declaration.max_tokens:,}{of_rows}."
         )
     return _lack_of(found.capabilities, declaration) if found.capabilities is not None else None
 
@@ -117,7 +119,7 @@ def _lack_of(abilities: ModelCapabilities, declaration: Declaration) -> str | No
     needed = (
         (True, abilities.batch, "cannot be used in batches."),
         (
-            shape.schema is not None,
+            shape.schema is not None or declaration.packing is not None,
             abilities.structured_outputs,
             "has no structured outputs, which `output` needs.",
         ),

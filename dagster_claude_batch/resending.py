@@ -74,6 +74,7 @@ def _insert_twin(plan: Plan, chunk: Chunk, condition: str, *, requests: int, aft
             max_tokens=chunk.max_tokens,
             requests=requests,
             size=chunk.bytes * requests // chunk.requests,
+            is_packed=chunk.is_packed,
         ),
         asset=plan.declaration.asset,
         workspace=plan.declaration.workspace,

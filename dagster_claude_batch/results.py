@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
 from typing import IO, Any, Final
 
@@ -19,6 +19,7 @@ from dagster_claude_batch.errors import (
 from dagster_claude_batch.one_line import one_line
 from dagster_claude_batch.outcomes import failure_of_stop_reason
 from dagster_claude_batch.output import Output
+from dagster_claude_batch.request.packing import answers_in
 from dagster_claude_batch.resource import UNANSWERED, ClaudeBatchResource
 from dagster_claude_batch.result_lines import (
     Line,
@@ -38,6 +39,7 @@ FINAL_AFTER: Final = timedelta(hours=1)
 STAGED: Final = pa.schema(
     [
         ("ordinal", pa.int32()),
+        ("position", pa.int32()),
         ("custom_id", pa.string()),
         ("answer", pa.string()),
         ("outcome", pa.string()),
@@ -54,7 +56,8 @@ STAGED: Final = pa.schema(
         ("request_id", pa.string()),
     ]
 )
-"""One row a result. ``outcome`` is NULL for an answer, whose columns ``answer`` then is as JSON;
+"""One row a question: ``position`` tells those of one request apart. ``outcome`` is NULL for an
+answer, whose columns ``answer`` then is as JSON;
 ``cache_write_tokens`` includes those of one hour."""
 
 
@@ -67,10 +70,12 @@ def fetch(
     output: Output,
     *,
     nonce: str | None,
+    questions: Mapping[int, int] | None = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> pa.Table:
     """Download and read a batch's results, in several tries if lines are lacking or broken.
 
+    ``questions`` is how many each request has, by its ordinal, of those that have several.
     What one try has read counts, whatever becomes of the next. Lines that no try brings are left
     to be missing, but only where each download came to its regular end, and long after the batch's.
 
@@ -79,7 +84,13 @@ def fetch(
         OSError: The temporary directory has no room for it.
     """
     counts = batch.request_counts
-    staging = Staging(output, nonce=nonce, size=size_of(batch), succeeded=counts.succeeded)
+    staging = Staging(
+        output,
+        nonce=nonce,
+        size=size_of(batch),
+        succeeded=counts.succeeded,
+        questions=questions,
+    )
     broken: list[str] = []
     for pause in (0.0, *PAUSES):
         if pause:
@@ -145,8 +156,17 @@ _TEXT_PER_BATCH: Final = 2**27
 class Staging:
     """Rows for the requests of one batch, gathered from one file after another."""
 
-    def __init__(self, output: Output, *, nonce: str | None, size: int, succeeded: int = 0) -> None:
+    def __init__(
+        self,
+        output: Output,
+        *,
+        nonce: str | None,
+        size: int,
+        succeeded: int = 0,
+        questions: Mapping[int, int] | None = None,
+    ) -> None:
         self._output = output
+        self._questions = questions or {}
         self._nonce = nonce
         self._size = size
         self._succeeded = succeeded
@@ -177,11 +197,12 @@ class Staging:
         return None if found else "What was downloaded holds no line of this batch."
 
     def table(self) -> pa.Table:
-        """All staged rows, one a request. Their order does not matter."""
+        """All staged rows, one a question. Their order does not matter."""
         table = pa.Table.from_batches(self._batches, STAGED)
-        if table.num_rows == len(self._worth):
+        if not self._questions and table.num_rows == len(self._worth):
             return table
-        last = {ordinal: place for place, ordinal in enumerate(_values(table, "ordinal"))}
+        places = zip(_values(table, "ordinal"), _values(table, "position"), strict=True)
+        last = {question: place for place, question in enumerate(places)}
         return table.take(pa.array(last.values(), pa.int64()))
 
     def _add(self, lines: Iterable[Line]) -> bool:
@@ -194,12 +215,10 @@ class Staging:
                 if ordinal is None:
                     continue
                 ours += 1
-                row = self._row_if_better(line, ordinal)
-                if row is None:
-                    continue
-                pending.append(row)
-                text += len(row[_ANSWER] or "")
-                if len(pending) == _ROWS_PER_BATCH or text > _TEXT_PER_BATCH:
+                better = self._rows_if_better(line, ordinal)
+                pending += better
+                text += sum(len(row[_ANSWER] or "") for row in better)
+                if len(pending) >= _ROWS_PER_BATCH or text > _TEXT_PER_BATCH:
                     self._batches.append(_record_batch(pending))
                     pending, text = [], 0
         finally:
@@ -215,15 +234,22 @@ class Staging:
         ordinal = int(digits)
         return ordinal if ordinal < self._size else None
 
-    def _row_if_better(self, line: Line, ordinal: int) -> tuple[Any, ...] | None:
+    def _rows_if_better(self, line: Line, ordinal: int) -> list[tuple[Any, ...]]:
+        """A row for each question of the request that the line is about."""
         worth = self._worth.get(ordinal, 0)
         if worth == _ANSWERED:
-            return None
-        judged = _judge(line, self._output)
-        if _worth_of(line, judged) <= worth:
-            return None
-        self._worth[ordinal] = _worth_of(line, judged)
-        return _row(line, ordinal, judged)
+            return []
+        questions = self._questions.get(ordinal, 1)
+        judged = (
+            [_judge(line, self._output)]
+            if questions == 1
+            else _judge_several(line, self._output, questions)
+        )
+        found = min(_worth_of(line, each) for each in judged)
+        if found <= worth:
+            return []
+        self._worth[ordinal] = found
+        return [_row(line, ordinal, position, each) for position, each in enumerate(judged)]
 
 
 _ORDINAL: Final = re.compile("0|[1-9][0-9]{0,8}")
@@ -247,10 +273,11 @@ def _record_batch(staged: list[tuple[Any, ...]]) -> pa.RecordBatch:
     return pa.RecordBatch.from_pydict(columns, schema=STAGED)
 
 
-def _row(line: Line, ordinal: int, judged: _Judged) -> tuple[Any, ...]:
+def _row(line: Line, ordinal: int, position: int, judged: _Judged) -> tuple[Any, ...]:
     answer, outcome, message = judged
     return (
         ordinal,
+        position,
         line.custom_id,
         answer,
         outcome,
@@ -298,10 +325,9 @@ def _judge(line: Line, output: Output) -> _Judged:
 
 
 def _judge_message(line: Line, output: Output) -> _Judged:
-    failure = failure_of_stop_reason(line.stop_reason)
+    failure = _failure_of(line)
     if failure is not None:
-        ended = f"The answer ended with stop_reason {_quoted(line.stop_reason)}."
-        return None, failure, line.explanation or ended
+        return failure
     first, second = line.text, line.tool_input
     if output.is_of_tool:
         first, second = second, first
@@ -312,6 +338,32 @@ def _judge_message(line: Line, output: Output) -> _Judged:
         return output.validate(answer), None, None
     except InvalidOutputError as error:
         return None, "invalid_output", str(error)
+
+
+def _judge_several(line: Line, output: Output, questions: int) -> list[_Judged]:
+    """Judge the answer to each question by itself; what is wrong with all of it fails all."""
+    if line.type != "succeeded":
+        return [_judge(line, output)] * questions
+    failure = _failure_of(line)
+    if failure is not None:
+        return [failure] * questions
+    try:
+        found = answers_in(line.text or "", output, questions)
+    except InvalidOutputError as error:
+        return [(None, "invalid_output", str(error))] * questions
+    return [
+        (answer, None if answer is not None else "invalid_output", message)
+        for answer, message in found
+    ]
+
+
+def _failure_of(line: Line) -> _Judged | None:
+    """Why a message is no answer, by the reason for which it ended."""
+    failure = failure_of_stop_reason(line.stop_reason)
+    if failure is None:
+        return None
+    ended = f"The answer ended with stop_reason {_quoted(line.stop_reason)}."
+    return None, failure, line.explanation or ended
 
 
 def _judge_error(line: Line) -> _Judged:

@@ -9,6 +9,7 @@ from typing import Final
 
 from dagster_claude_batch import chunks, ledger, resending
 from dagster_claude_batch.adoption import dissolve_cancelled
+from dagster_claude_batch.bodies import MAX_SPOOLED_BYTES, Body, Spooled, spool
 from dagster_claude_batch.chunks import Chunk
 from dagster_claude_batch.doubt import LATEST_END, settled_at
 from dagster_claude_batch.errors import (
@@ -23,18 +24,9 @@ from dagster_claude_batch.outcomes import TOO_LARGE
 from dagster_claude_batch.outstanding import in_flight, serialize_sending
 from dagster_claude_batch.preflight import check_model
 from dagster_claude_batch.reconciling import record
+from dagster_claude_batch.sharing import asked_by_others
 from dagster_claude_batch.steadiness import Steadiness
-from dagster_claude_batch.submission import (
-    MAX_SPOOLED_BYTES,
-    Body,
-    Created,
-    InDoubt,
-    NotCreated,
-    Sent,
-    Spooled,
-    post,
-    spool,
-)
+from dagster_claude_batch.submission import Created, InDoubt, NotCreated, Sent, post
 from dagster_claude_batch.warehouse import Connection
 from dagster_claude_batch.workbench import Findings, Outstanding, Workbench, asset_of
 
@@ -167,7 +159,7 @@ class Sender:
         """Send bodies until something changes what is to be sent, or is in the way."""
         for body in bodies:
             self._announce(outstanding.materialization)
-            chunk = self._intend(body)
+            chunk = self._intend(outstanding, body)
             if chunk is None:
                 findings.moved = True
                 return
@@ -185,12 +177,18 @@ class Sender:
             raise
         self.is_announced = True
 
-    def _intend(self, body: Body) -> Chunk | None:
+    def _intend(self, outstanding: Outstanding, body: Body) -> Chunk | None:
         """Write down that the chunk is about to be sent; None if it cannot be any more."""
+        has_been_asked = False
 
         def work(connection: Connection) -> datetime | None:
+            nonlocal has_been_asked
             serialize_sending(connection, self.bench.declaration.workspace)
             if not self._fits(body.chunk, self._room(connection), is_first=True):
+                return None
+            plan = self.bench.plan(connection, outstanding.materialization)
+            has_been_asked = asked_by_others(plan, body.chunk)
+            if has_been_asked:
                 return None
             now = self.bench.claude.now()  # not before the database was free
             chunks.mark_sending(
@@ -208,6 +206,9 @@ class Sender:
             sending_at = self.bench.warehouse.transact(work)
         except LostChunkError:
             return None  # another run has sent it, or cancelled its materialization
+        if has_been_asked:
+            self.bench.log.info("Others have asked the same meanwhile; planning the rest anew.")
+            self.bench.plan_anew(outstanding.materialization, body.chunk)
         if sending_at is None:
             return None
         return replace(body.chunk, state="sending", nonce=body.nonce, sending_at=sending_at)

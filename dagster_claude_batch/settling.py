@@ -13,6 +13,7 @@ from dagster_claude_batch.matching import (
     selected_keys,
 )
 from dagster_claude_batch.plan import CHOSEN, ROWS, Plan, in_scope
+from dagster_claude_batch.sharing import share_answers
 from dagster_claude_batch.source import PartitionSlice
 from dagster_claude_batch.warehouse import Connection, row, rows
 
@@ -27,7 +28,7 @@ def settle_all(plan: Plan, slices: Sequence[PartitionSlice]) -> None:
     _check_keys(plan)
     _let_rows_depart(plan)
     if not plan.materialization.config.refresh:
-        welcome_back(plan.connection, plan.declaration, ROWS, plan.now)
+        _use_what_is_known(plan)
     _refresh_include(plan)
     _fail_invalid_rows(plan)
 
@@ -37,8 +38,15 @@ def settle_chosen(plan: Plan, slices: Sequence[PartitionSlice]) -> None:
     plan.read_rows(slices, only=CHOSEN)
     _fold_duplicates(plan)
     if not plan.materialization.config.refresh:
-        welcome_back(plan.connection, plan.declaration, ROWS, plan.now)
+        _use_what_is_known(plan)
     _fail_invalid_rows(plan)
+
+
+def _use_what_is_known(plan: Plan) -> None:
+    """Answer rows with what they left behind, or with what others have that ask the same."""
+    welcome_back(plan.connection, plan.declaration, ROWS, plan.now)
+    if plan.declaration.deduplicate:
+        share_answers(plan)
 
 
 def _check_keys(plan: Plan) -> None:

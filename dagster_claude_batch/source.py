@@ -21,6 +21,7 @@ from dagster_claude_batch.errors import (
 from dagster_claude_batch.identifiers import quote_identifier
 from dagster_claude_batch.matching import selected_is_selected
 from dagster_claude_batch.request.leaf import Function, Scope, functions_on
+from dagster_claude_batch.request.packing import own_sql
 from dagster_claude_batch.tables import TableName, columns_of, exists
 from dagster_claude_batch.warehouse import Connection
 
@@ -189,7 +190,8 @@ def select_rows(
     Columns: ``k0`` … the row key, ``i0`` … the `include` columns, ``partition``, ``reason`` (why
     the row cannot be asked, else NULL), ``hash`` (NULL where ``reason`` is not), ``bytes`` (of the
     row's own part of its request) and ``params`` (all of the request's, as JSON, with
-    ``max_tokens``). ``only`` names a relation with ``k0`` … and ``partition``: other rows are left
+    ``max_tokens``). Where rows may share a request, ``own`` is what is theirs of what they are
+    asked. ``only`` names a relation with ``k0`` … and ``partition``: other rows are left
     out before anything is rendered. Only with ``writes`` are the ``params`` whole.
     """
     shape = declaration.shape
@@ -206,6 +208,8 @@ def select_rows(
     # A value may be the work of a Python function, which must not be done once more for each use.
     once = "MATERIALIZED" if scope.functions else ""
     nulls = {column: aliases[column] for column in shape.columns}
+    shares = writes and declaration.packing is not None
+    own = f", {own_sql(shape, values, scope)} AS own" if shares else ""
     sql = f"""
         WITH picked AS ({picked}),
         sliced AS ({sliced}),
@@ -222,8 +226,8 @@ def select_rows(
         SELECT * EXCLUDE ({", ".join(values)}),
             CASE WHEN reason IS NULL THEN {shape.hash_sql(values, scope)} END AS hash,
             {shape.size_sql(values, scope)} AS bytes,
-            {shape.json_sql(values, scope, max_tokens=max_tokens or declaration.max_tokens)}
-                AS params
+            {shape.json_sql(values, scope, max_tokens=f"{max_tokens or declaration.max_tokens:d}")}
+                AS params {own}
         FROM judged
     """
     parameters = {**bound, **scope.parameters, **_null_reasons(shape.columns)}

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from dagster_claude_batch.bodies import Spooled
 from dagster_claude_batch.declaration import Declaration
 from dagster_claude_batch.errors import UnstableSourceError
 from dagster_claude_batch.ledger import Materialization
 from dagster_claude_batch.matching import selected_keys
 from dagster_claude_batch.source import PartitionSlice, find_source, reading, select_rows
-from dagster_claude_batch.submission import Spooled
 from dagster_claude_batch.warehouse import Connection, row
 from dagster_claude_batch.workbench import Outstanding, Workbench
 

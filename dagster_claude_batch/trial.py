@@ -9,7 +9,7 @@ import dagster as dg
 from dagster_claude_batch.config import ClaudeBatchConfig
 from dagster_claude_batch.dagster_internals import BACKFILL_TAG
 from dagster_claude_batch.declaration import Declaration
-from dagster_claude_batch.errors import TrialInBackfillError
+from dagster_claude_batch.errors import RequestsFileError, TrialInBackfillError
 from dagster_claude_batch.estimate import STANDARD, Estimate
 from dagster_claude_batch.held_run import counted
 from dagster_claude_batch.rehearsal import Rehearsal
@@ -31,6 +31,17 @@ def refuse_in_backfill(
         raise TrialInBackfillError(declaration.asset, asked[0])
 
 
+def refuse_file_of_requests(declaration: Declaration, config: ClaudeBatchConfig) -> None:
+    """Make sure that nobody pays for requests that were only to be looked at.
+
+    Raises:
+        RequestsFileError: They were to be written, and it is no dry run.
+    """
+    path = config.requests_path
+    if path is not None and not config.dry_run:
+        raise RequestsFileError(declaration.asset, path, "that needs `dry_run`")
+
+
 def describe_rehearsal(
     key: dg.AssetKey, declaration: Declaration, rehearsal: Rehearsal
 ) -> Iterator[dg.AssetObservation]:
@@ -40,7 +51,6 @@ def describe_rehearsal(
         if rehearsal.unchecked
         else ""
     )
-    constant = declaration.shape.constant_size(max_tokens=declaration.max_tokens)
     for part, estimate in zip(rehearsal.partitions, rehearsal.estimates, strict=True):
         rows = counted(part.rows, "row", "rows")
         yield dg.AssetObservation(
@@ -52,7 +62,8 @@ def describe_rehearsal(
                 "dry_run": True,
                 "rows_to_send": part.rows,
                 "rows_that_cannot_be_asked": part.invalid,
-                "request_bytes": part.bytes + part.rows * constant,
+                "requests_to_send": part.requests,
+                "request_bytes": part.bytes,
                 **_estimated(estimate),
                 "rows_to_send_in_run": rehearsal.rows,
                 "batches_of_run": rehearsal.chunks,

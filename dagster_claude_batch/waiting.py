@@ -34,9 +34,10 @@ def materialize(
         yield from finishing.check_results(run.key, asset.declaration, run.reports([]))
         return
     trial.refuse_in_backfill(context.run, asset.declaration, config)
+    trial.refuse_file_of_requests(asset.declaration, config)
     asked = MaterializationConfig(config.refresh, config.retry_failed, config.limit)
     if config.dry_run:
-        rehearsal = run.engine.rehearse(run.partitions, asked)
+        rehearsal = run.engine.rehearse(run.partitions, asked, requests_path=config.requests_path)
         for observation in trial.describe_rehearsal(run.key, asset.declaration, rehearsal):
             context.log_event(observation)
         return

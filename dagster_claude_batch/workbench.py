@@ -88,11 +88,15 @@ class Findings:
 
 @dataclass(frozen=True)
 class Outstanding:
-    """A materialization, and its chunks that have not landed, in the order of their planning."""
+    """A materialization, and its chunks that have not landed, in the order of their planning.
+
+    ``awaited`` are ids of chunks whose answers others wait for.
+    """
 
     materialization: Materialization
     chunks: list[Chunk]
     is_overdue: bool = False
+    awaited: frozenset[int] = frozenset()
 
     @property
     def is_open(self) -> bool:
@@ -123,7 +127,8 @@ class Outstanding:
     def is_unwanted(self, chunk: Chunk) -> bool:
         """Whether a chunk's batch is to be cancelled: nobody waits for more of its answers."""
         is_ours = chunk.materialization_id == self.materialization.materialization_id
-        is_over = self.is_overdue or self.materialization.state == "cancelled"
+        is_cancelled = self.materialization.state == "cancelled"
+        is_over = self.is_overdue or (is_cancelled and chunk.chunk_id not in self.awaited)
         return chunk.is_copy or (is_ours and is_over)
 
 
@@ -156,6 +161,7 @@ class Workbench:
         def work(connection: Connection) -> list[Outstanding]:
             out = chunks_of(connection, ids, OUT)
             found = [ledger.get_materialization(connection, identity) for identity in ids]
+            awaited = ledger.awaited_by_others(connection, self.declaration.asset, ids)
             return [
                 Outstanding(
                     each,
@@ -164,6 +170,7 @@ class Workbench:
                         *self._out_elsewhere(connection, each),
                     ],
                     self.is_overdue(each, now),
+                    awaited,
                 )
                 for each in found
             ]

@@ -60,9 +60,9 @@ def is_constant(value: object) -> bool:
             return value is None or isinstance(value, str | int | float)
 
 
-def _front_of(block: Mapping[str, Any]) -> str | None:
+def _front_of(block: object) -> str | None:
     """The constant text with which a block of text begins, if Claude takes it as a block."""
-    text = block.get("text")
+    text = cast("dict[str, object]", block).get("text") if isinstance(block, dict) else None
     if not isinstance(text, Template):
         return None
     front, _ = text.split()
@@ -117,7 +117,9 @@ def _as_blocks(content: object) -> list[dict[str, Any]]:
         return []
     if isinstance(content, str | Template):
         return [{"type": "text", "text": content}]
-    return [dict(block) for block in cast("list[dict[str, Any]]", content)]
+    blocks = cast("list[object]", content)
+    # What stands for the blocks of several rows is none itself, and is not changed.
+    return [dict(each) if isinstance(each, dict) else each for each in blocks]  # pyright: ignore[reportUnknownArgumentType, reportReturnType]
 
 
 def shared_tokens(tree: Mapping[str, Any]) -> int:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final, Literal, TypeAlias, TypeGuard, cast
@@ -20,7 +20,14 @@ HASH_VERSION: Final = "v1"
 
 Ttl: TypeAlias = Literal["5m", "1h"]
 System: TypeAlias = "str | Template | Sequence[Mapping[str, Any]] | None"
-Prompt: TypeAlias = "Template | tuple[Part, ...] | FunctionPrompt"
+Prompt: TypeAlias = "Template | tuple[Part, ...] | FunctionPrompt | PackedPrompt"
+
+
+@dataclass(frozen=True)
+class PackedPrompt:
+    """The content of a request for several rows, with one leaf for all of them."""
+
+    content: "Template | tuple[object, ...]" = field(repr=False)  # no prompt in a log
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,15 +122,10 @@ class RequestShape:
 
     # --- as SQL -----------------------------------------------------------------------------
 
-    def json_sql(self, values: Sequence[str], scope: Scope, *, max_tokens: int) -> str:
-        """The text of a row's ``params``, from the values of the leaves."""
-        opening = f'{{"max_tokens":{max_tokens:d},'
-        of_leaves = iter(values)
-        pieces = [
-            scope.bind(each) if isinstance(each, str) else each.json(next(of_leaves), scope)
-            for each in (opening, *self._fragments, "}")
-        ]
-        return " || ".join(pieces)
+    def json_sql(self, values: Sequence[str], scope: Scope, *, max_tokens: str) -> str:
+        """The text of a row's ``params``, from the values of the leaves and SQL of a number."""
+        fragments = json_sql(self._fragments, values, scope)
+        return f"'{{\"max_tokens\":' || CAST({max_tokens} AS VARCHAR) || ',' || {fragments} || '}}'"
 
     def constant_size(self, *, max_tokens: int) -> int:
         """Bytes of that which are the same for all rows."""
@@ -179,7 +181,10 @@ class RequestShape:
         return hashlib.sha256(canonical_json(declared)).hexdigest()[:32]
 
 
-def _content(prompt: Template | tuple[Part, ...]) -> object:
+def _content(prompt: Template | tuple[Part, ...] | PackedPrompt) -> object:
+    if isinstance(prompt, PackedPrompt):
+        packed = prompt.content
+        return list(packed) if isinstance(packed, tuple) else packed
     return [part.block() for part in prompt] if isinstance(prompt, tuple) else prompt
 
 
@@ -218,6 +223,21 @@ def _structure(value: object) -> object:
             return [_structure(each) for each in cast("list[object]", value)]
         case _:
             return value.structure if is_leaf(value) else value
+
+
+def json_sql(fragments: Iterable[str | Leaf], values: Sequence[str], scope: Scope) -> str:
+    """SQL of JSON text that is cut at leaves, from their values."""
+    of_leaves = iter(values)
+    pieces = (
+        scope.bind(each) if isinstance(each, str) else each.json(next(of_leaves), scope)
+        for each in fragments
+    )
+    return " || ".join(pieces)
+
+
+def fragments_of(value: object) -> list[str | Leaf]:
+    """A tree as JSON text, cut at its leaves."""
+    return list(_merged(_json_of(value)))
 
 
 def _json_of(value: object) -> Iterator[str | Leaf]:

@@ -1,6 +1,7 @@
 """What the engine's tests are written with: a project, a script for Claude, and a wire to cut."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
@@ -38,8 +39,12 @@ class Script:
 
     ends: dict[str, list[str | None]] = field(default_factory=dict)
     replies: dict[str, str | Reply] = field(default_factory=dict)
+    elements: dict[str, list[Any]] = field(default_factory=dict)
 
     def answer(self, params: dict[str, Any]) -> Any:
+        asked = rows_in(params)
+        if asked:
+            return self._answer_rows(params, asked)
         prompt = prompt_of(params)
         for word, reply in self.replies.items():
             if word in prompt.split():
@@ -48,16 +53,32 @@ class Script:
             return {"label": "positive", "score": 0.5}
         return f"An answer to: {prompt}"
 
+    def _answer_rows(self, params: dict[str, Any], asked: list[str]) -> Any:
+        """An element for each row, or what the row's word says in place of it."""
+        schema = params["output_config"]["format"]["schema"]["properties"]["rows"]["items"]
+        elements: list[Any] = []
+        for number, text in enumerate(asked, 1):
+            own = {"label": "positive", "score": 0.5}
+            if "response" in schema["properties"]:
+                own = {"response": f"An answer to: {text}"}
+            instead = [e for word, e in self.elements.items() if word in text.split()]
+            elements += instead[0] if instead else [{"row": number, **own}]
+        return {"rows": elements}
+
     def outcome(self, params: dict[str, Any], custom_id: str, seen: int) -> str | None:
         del custom_id
         for word, ends in self.ends.items():
-            if word in prompt_of(params).split():
+            if word in _words(prompt_of(params)):
                 return ends[min(seen, len(ends) - 1)]
         return None
 
     def ends_with(self, word: str, *ends: str | None) -> None:
         """Let the request whose prompt has the word end like this; the last end is repeated."""
         self.ends[word] = list(ends)
+
+    def answers_with(self, word: str, *elements: Any) -> None:
+        """What stands in the list of answers in place of the one to the row that has the word."""
+        self.elements[word] = list(elements)
 
     def replies_with(self, word: str, reply: str | Reply) -> None:
         self.replies[word] = reply
@@ -66,6 +87,17 @@ class Script:
 def prompt_of(params: dict[str, Any]) -> str:
     content = params["messages"][-1]["content"]
     return content if isinstance(content, str) else content[-1]["text"]
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[^\s<>]+", text)
+
+
+def rows_in(params: dict[str, Any]) -> list[str]:
+    """The rows of a request that asks several."""
+    content = params["messages"][-1]["content"]
+    text = content if isinstance(content, str) else content[-1].get("text", "")
+    return re.findall(r'<row number="\d+">(.*?)</row>', text, re.DOTALL)
 
 
 class Wire(httpx2.BaseTransport):
@@ -361,7 +393,7 @@ class Project:
     def _keys_in(self, batch_id: str) -> list[str]:
         """The second word of each prompt is the row's id."""
         requests = self.claude.simulator.requests(batch_id)
-        return [prompt_of(params).split()[1] for _, params in requests]
+        return [key for _, params in requests for key in _keys_of(params)]
 
 
 @dataclass
@@ -397,6 +429,11 @@ class RunOfTest:
                 partition,
             )
         )
+
+
+def _keys_of(params: dict[str, Any]) -> list[str]:
+    """The second word of a prompt, or the first of a row that shares it."""
+    return [row.split()[0] for row in rows_in(params)] or [prompt_of(params).split()[1]]
 
 
 def _next_try(waiting: Waiting) -> datetime | None:

@@ -473,7 +473,7 @@ def test_truncating_and_loading_again_pays_for_nothing(tweets: Project) -> None:
 
 
 def test_a_row_of_two_partitions_gets_the_answer_of_each_back(project: Make) -> None:
-    made = project()
+    made = project(deduplicate=False)
     texts = [("tweets", "t1", "the same"), ("reviews", "t1", "the same")]
     made.load(texts)
     made.materialize("tweets")

@@ -129,7 +129,7 @@ def test_a_dry_run_says_what_would_be_sent_and_changes_nothing(
     assert len(part.examples) == 3
     asked = {(key, json.loads(params)["messages"][0]["content"]) for key, params in part.examples}
     assert asked < {(f"t{n}", f"Rate t{n} now: Tweet number {n}") for n in range(9)}
-    assert empty == RehearsedPartition("reviews", 0, 0, 0, [])
+    assert empty == RehearsedPartition("reviews", 0, 0, 0, 0, [])
     assert _tables(tweets) == before
     assert tweets.wire.posts() == posts
 

@@ -1,0 +1,340 @@
+"""Rows → request bodies: the bytes of chunks, written to disk by DuckDB and Arrow."""
+
+import hashlib
+import itertools
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import IO, Any, Final, Self, cast
+
+import pyarrow as pa
+
+from dagster_claude_batch import chunks, warehouse
+from dagster_claude_batch.chunks import Chunk
+from dagster_claude_batch.declaration import Declaration
+from dagster_claude_batch.errors import NO_ROOM, NoTemporarySpaceError
+from dagster_claude_batch.ledger import LedgerAsset
+from dagster_claude_batch.matching import our_keys_as_selected, selected_is_selected
+from dagster_claude_batch.request.leaf import Scope
+from dagster_claude_batch.source import (
+    PartitionSlice,
+    Query,
+    find_source,
+    reading,
+    refuse_changed_keys,
+    select_rows,
+)
+from dagster_claude_batch.warehouse import Connection, read_arrow, values_of
+
+MAX_SPOOLED_BYTES: Final = 512_000_000
+"""Bodies that wait on disk at the same time."""
+
+_CHOSEN: Final = "temp.claude_batch_sent"
+
+
+@dataclass(frozen=True)
+class Body:
+    """One chunk's request body on disk, unlinked, so that nothing is left of it afterwards."""
+
+    chunk: Chunk
+    nonce: str
+    file: IO[bytes]
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Spooled:
+    """What could be prepared: bodies to send, and planned chunks whose rows have changed.
+
+    ``lacks_rows``: some of these rows were not there. As a context it closes the bodies, which
+    are gone then.
+    """
+
+    bodies: list[Body]
+    stale: list[Chunk]
+    lacks_rows: bool = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let the bodies go."""
+        for body in self.bodies:
+            body.file.close()
+
+
+def spool(
+    connection: Connection,
+    declaration: Declaration,
+    registered: LedgerAsset,
+    chunks: Sequence[Chunk],
+    slices: Sequence[PartitionSlice],
+    *,
+    max_bytes: int = MAX_SPOOLED_BYTES,
+) -> Spooled:
+    """Write the request bodies of planned chunks to disk, from the source as it is now.
+
+    Stops at ``max_bytes``, after one chunk at the least.
+
+    Raises:
+        SourceNotFoundError, SourceFailedError, MissingColumnError, ColumnTypeChangedError: The
+            source has gone or changed; the chunks stay planned.
+        NoTemporarySpaceError: The bodies do not fit on the disk; the chunks stay planned.
+    """
+    sizes = itertools.accumulate(chunk.bytes for chunk in chunks)
+    wave = [c for c, used in zip(chunks, sizes, strict=True) if used <= max_bytes]
+    spools = {chunk.chunk_id: _Spool(chunk) for chunk in wave or chunks[:1]}
+    try:
+        _write_all(connection, declaration, registered, slices, spools)
+    except BaseException as error:
+        for each in spools.values():
+            each.discard()
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            raise NoTemporarySpaceError(declaration.asset, tempfile.gettempdir()) from error
+        raise
+    return Spooled(
+        [each.finish() for each in spools.values() if each.is_fresh],
+        [each.discard() for each in spools.values() if not each.is_fresh],
+        any(each.found < each.planned for each in spools.values()),
+    )
+
+
+def read_requests(
+    connection: Connection,
+    declaration: Declaration,
+    registered: LedgerAsset,
+    slices: Sequence[PartitionSlice],
+    condition: str,
+    parameters: Mapping[str, object],
+) -> Iterator[tuple[int, int, str]]:
+    """Render planned requests of which a condition on the requests table ``q`` holds.
+
+    Yields chunk id, ordinal and ``params``, with the declared ``max_tokens``, in their order.
+
+    Raises:
+        SourceNotFoundError, SourceFailedError, MissingColumnError: The source cannot be read.
+    """
+    source = find_source(connection, declaration)
+    _choose_rows(connection, declaration, registered, condition, parameters)
+    query = select_rows(connection, declaration, source, slices, only=_CHOSEN, writes=True)
+    scope = Scope({}, parameters=dict(query.parameters))
+    found = _shared(declaration, query, scope, max_tokens=declaration.max_tokens)
+    sql = f"SELECT chunk_id, ordinal, params FROM ({found}) ORDER BY ALL"
+    with query.callable_on(connection), reading(declaration):
+        for batch in read_arrow(connection, sql, scope.parameters):
+            yield from zip(*(values_of(batch, column) for column in range(3)), strict=True)
+
+
+def _write_all(
+    connection: Connection,
+    declaration: Declaration,
+    registered: LedgerAsset,
+    slices: Sequence[PartitionSlice],
+    spools: Mapping[int, "_Spool"],
+) -> None:
+    """Write the bodies, those of one `max_tokens` in one query."""
+    source = find_source(connection, declaration)
+    refuse_changed_keys(connection, declaration, registered.requests, source)
+    for max_tokens, group in itertools.groupby(
+        sorted(spools.values(), key=lambda each: each.chunk.max_tokens),
+        key=lambda each: each.chunk.max_tokens,
+    ):
+        same = list(group)
+        _choose(connection, declaration, registered, same)
+        query = select_rows(
+            connection,
+            declaration,
+            source,
+            slices,
+            only=_CHOSEN,
+            max_tokens=max_tokens,
+            writes=True,
+        )
+        with query.callable_on(connection), reading(declaration):
+            for batch in _lines(connection, declaration, query, same):
+                _distribute(batch, spools)
+
+
+def _lines(
+    connection: Connection,
+    declaration: Declaration,
+    query: Query,
+    spools: Sequence["_Spool"],
+) -> pa.RecordBatchReader:
+    """The requests of the chosen rows, each behind its comma, in the order of their chunks.
+
+    With the number of rows of each, whether these are as they were planned, and whether the
+    request is the next of its chunk.
+    """
+    scope = Scope({}, parameters=dict(query.parameters))
+    if declaration.packing is None and not any(each.shares for each in spools):
+        found = _single(declaration, query)
+    else:
+        found = _shared(declaration, query, scope, max_tokens=spools[0].chunk.max_tokens)
+    return read_arrow(
+        connection,
+        f"""
+        SELECT p.chunk_id, p.same,
+            $opening || n.nonce || '-' || p.ordinal || $before || p.params || '}}',
+            p.ordinal, p.rows
+        FROM ({found}) AS p
+        JOIN (SELECT unnest($chunk_ids::BIGINT[]) AS chunk_id, unnest($nonces) AS nonce) AS n
+            ON n.chunk_id = p.chunk_id
+        ORDER BY p.chunk_id, p.ordinal
+        """,
+        {
+            **scope.parameters,
+            "opening": ',{"custom_id":"',
+            "before": '","params":',
+            "chunk_ids": [each.chunk.chunk_id for each in spools],
+            "nonces": [each.nonce for each in spools],
+        },
+    )
+
+
+def _single(declaration: Declaration, query: Query) -> str:
+    """SQL of requests of one row each."""
+    return f"""
+        SELECT c.chunk_id, c.ordinal, s.params, 1 AS rows,
+            s.hash IS NOT DISTINCT FROM c.hash AS same
+        FROM ({query.sql}) AS s
+        JOIN {_CHOSEN} AS c ON {selected_is_selected(declaration, "s", "c")}
+    """
+
+
+def _shared(declaration: Declaration, query: Query, scope: Scope, *, max_tokens: int) -> str:
+    """SQL of requests that several rows share: by asking the same, or as a list."""
+    packing = declaration.packing
+    own, together, params = "NULL", "NULL", "f.params"
+    if packing is not None:
+        own, together = "any_value(s.own)", packing.rows_sql("own", "position", scope)
+        several = packing.json_sql("f.together", scope, max_tokens=f"f.questions * {max_tokens:d}")
+        params = f"CASE WHEN f.questions > 1 THEN {several} ELSE f.params END"
+    return f"""
+        WITH asked AS (
+            SELECT c.chunk_id, c.ordinal, c.position, any_value(s.params) AS params, {own} AS own,
+                count(*) AS rows, bool_and(s.hash IS NOT DISTINCT FROM c.hash) AS same
+            FROM ({query.sql}) AS s
+            JOIN {_CHOSEN} AS c ON {selected_is_selected(declaration, "s", "c")}
+            GROUP BY ALL
+        ),
+        requests AS (
+            SELECT chunk_id, ordinal, any_value(params) AS params, {together} AS together,
+                sum(rows)::BIGINT AS rows, count(*) AS questions, bool_and(same) AS same
+            FROM asked GROUP BY ALL
+        )
+        SELECT f.chunk_id, f.ordinal, {params} AS params, f.rows, f.same FROM requests AS f
+    """
+
+
+def _choose_rows(
+    connection: Connection,
+    declaration: Declaration,
+    registered: LedgerAsset,
+    condition: str,
+    parameters: Mapping[str, object],
+) -> None:
+    keys = our_keys_as_selected(declaration, "q")
+    connection.execute(
+        f"CREATE OR REPLACE TEMP TABLE claude_batch_sent AS SELECT {keys}, "
+        f"_partition AS partition, _chunk_id AS chunk_id, _ordinal AS ordinal, "
+        f"_position AS position, _request_hash AS hash FROM {registered.requests.sql} AS q "
+        f"WHERE {condition}",
+        dict(parameters),
+    )
+
+
+def _choose(
+    connection: Connection,
+    declaration: Declaration,
+    registered: LedgerAsset,
+    spools: Sequence["_Spool"],
+) -> None:
+    """Choose the rows of chunks, and note how many each has."""
+    _choose_rows(
+        connection,
+        declaration,
+        registered,
+        "_chunk_id IN (SELECT unnest($chunk_ids::BIGINT[]))",
+        {"chunk_ids": [each.chunk.chunk_id for each in spools]},
+    )
+    counted = f"SELECT chunk_id, count(*) FROM {_CHOSEN} GROUP BY ALL"
+    counts = dict(warehouse.rows(connection, counted))
+    for each in spools:
+        each.planned = counts.get(each.chunk.chunk_id, 0)
+
+
+def _distribute(batch: pa.RecordBatch, spools: Mapping[int, "_Spool"]) -> None:
+    """Give each chunk its lines, as the bytes that DuckDB made."""
+    lines = cast("pa.StringArray", batch.column(2))
+    unchanged, ordinals, counts = (values_of(batch, column) for column in (1, 3, 4))
+    start = 0
+    for chunk_id, group in itertools.groupby(values_of(batch, 0)):
+        stop = start + sum(1 for _ in group)
+        first = spools[chunk_id].lines
+        in_order = ordinals[start:stop] == list(range(first, first + stop - start))
+        is_fresh = in_order and all(unchanged[start:stop])
+        spools[chunk_id].found += sum(counts[start:stop])
+        spools[chunk_id].write(lines.slice(start, stop - start), is_fresh=is_fresh)
+        start = stop
+
+
+@dataclass
+class _Spool:
+    """A body while it is being written; of the rows ``planned`` so many were ``found``."""
+
+    chunk: Chunk
+    planned: int = 0
+    found: int = 0
+    nonce: str = field(default_factory=chunks.new_nonce)
+    file: IO[bytes] = field(default_factory=tempfile.TemporaryFile)
+    sha256: Any = field(default_factory=hashlib.sha256)
+    size: int = 0
+    lines: int = 0
+    unchanged: bool = True
+
+    @property
+    def shares(self) -> bool:
+        """Whether rows share a request."""
+        return self.planned != self.chunk.requests
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether each planned row is there, as it was planned."""
+        is_whole = self.found == self.planned and self.lines == self.chunk.requests
+        return self.unchanged and is_whole
+
+    def write(self, lines: pa.StringArray, *, is_fresh: bool) -> None:
+        self.unchanged &= is_fresh
+        text = _text_of(lines)
+        if self.lines == 0:
+            self._append(b'{"requests":[')
+            text = text[1:]  # the comma before the first request
+        self._append(text)
+        self.lines += len(lines)
+
+    def discard(self) -> Chunk:
+        self.file.close()
+        return self.chunk
+
+    def finish(self) -> Body:
+        self._append(b"]}")
+        self.file.flush()
+        return Body(self.chunk, self.nonce, self.file, self.size, self.sha256.hexdigest())
+
+    def _append(self, piece: bytes | memoryview) -> None:
+        self.file.write(piece)
+        self.sha256.update(piece)
+        self.size += len(piece)
+
+
+def _text_of(strings: pa.StringArray) -> memoryview:
+    """The strings' bytes, one behind the other: Arrow's own buffer, not a copy."""
+    _, offsets_buffer, data = cast("list[pa.Buffer]", strings.buffers())
+    offsets = memoryview(offsets_buffer).cast("i")
+    first, last = offsets[strings.offset], offsets[strings.offset + len(strings)]
+    return memoryview(data)[first:last]
