@@ -316,6 +316,8 @@ def metadata_of(declaration: Declaration, report: PartitionReport) -> Metadata:
     }
     if report.partition is not None:
         metadata["dagster/partition_row_count"] = report.answered
+    if report.deduplicated:
+        metadata["rows_deduplicated"] = report.deduplicated
     if report.kept_despite_failure:
         metadata["earlier_answers_kept"] = report.kept_despite_failure
     if usage.cost_usd is not None:

@@ -39,7 +39,9 @@ class Usage:
 class PartitionReport:
     """One partition as its tables show it, and what this materialization did for it.
 
-    ``is_asked`` once a materialization that was to ask all its rows has come to its end.
+    ``sent`` and ``retried`` are requests, each of which may be of several rows. ``deduplicated``
+    rows were answered by another row's request. ``is_asked`` once a materialization that was to ask
+    all its rows has come to its end.
     ``come_since`` are rows of the source, as it is now, that have no outcome as they are; None if
     it cannot be read.
     """
@@ -49,6 +51,7 @@ class PartitionReport:
     failed_by_type: Mapping[str, int]
     sent: int
     retried: int
+    deduplicated: int
     kept_despite_failure: int
     usage: Usage
     batch_ids: Sequence[str] = ()
@@ -172,6 +175,8 @@ def report_on(
         answered,
         dict(failed),
         *sent[:2],
+        deduplicated=_reused(connection, declaration, materializations, partition)
+        + _together(connection, registered, ids, partition),
         kept_despite_failure=_kept(connection, declaration, registered, ids, partition),
         usage=Usage(*sent[2:]),
         batch_ids=batch_ids,
@@ -204,17 +209,50 @@ def _sent(
 ) -> tuple[Any, ...]:
     found = row(
         connection,
-        "SELECT count(*), count(*) FILTER (q._attempt > 1), "
+        "SELECT count(DISTINCT (q._chunk_id, q._ordinal)), "
+        "count(DISTINCT (q._chunk_id, q._ordinal)) FILTER (q._attempt > 1), "
         "coalesce(sum(q._input_tokens), 0), coalesce(sum(q._output_tokens), 0), "
         "coalesce(sum(q._cache_read_tokens), 0), coalesce(sum(q._cache_write_tokens), 0), "
         f"CASE WHEN count(*) = 0 THEN 0 ELSE {sum_if_known('q._cost_usd')} END, "
-        "count(*) FILTER (q._cost_usd IS NULL AND q._input_tokens + q._output_tokens "
-        "+ q._cache_read_tokens + q._cache_write_tokens = 0) "
+        "count(DISTINCT (q._chunk_id, q._ordinal)) FILTER (q._cost_usd IS NULL "
+        "AND q._input_tokens + q._output_tokens = 0 "
+        "AND q._cache_read_tokens + q._cache_write_tokens = 0) "
         + _REQUESTS_HERE.format(requests=registered.requests.sql),
         {"ids": list(ids), "partition": partition},
     )
     counts = [int(value) for value in found[:6]]
     return (*counts, *found[6:])
+
+
+def _reused(
+    connection: Connection,
+    declaration: Declaration,
+    materializations: Sequence[Materialization],
+    partition: str | None,
+) -> int:
+    """Rows that an answer has served which was there before."""
+    begun = min((each.started_at for each in materializations), default=None)
+    (count,) = row(
+        connection,
+        f"SELECT count(*) FROM {declaration.answers.sql} WHERE _attempts = 0 "
+        "AND _partition IS NOT DISTINCT FROM $partition AND _answered_at >= $begun",
+        {"partition": partition, "begun": begun},
+    )
+    return int(count)
+
+
+def _together(
+    connection: Connection, registered: LedgerAsset, ids: Sequence[str], partition: str | None
+) -> int:
+    """Rows that were answered together with another one that asks the same."""
+    (count,) = row(
+        connection,
+        "SELECT count(*) - count(DISTINCT (q._chunk_id, q._ordinal, q._position)) "
+        + _REQUESTS_HERE.format(requests=registered.requests.sql)
+        + " AND q._outcome = 'answer'",
+        {"ids": list(ids), "partition": partition},
+    )
+    return int(count)
 
 
 def _batches(

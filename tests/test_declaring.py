@@ -20,6 +20,8 @@ async def _later(row: dict[str, Any]) -> str:
 
 
 PICTURE = {"type": "image", "source": {"type": "url", "url": "https://example.org/it.png"}}
+EXAMPLES = [{"role": "user", "content": "Rate it"}, {"role": "assistant", "content": "1"}]
+FORCED = {"tools": [{"name": "rate"}], "tool_choice": {"type": "any"}}
 SCHEMA = {"type": "json_schema", "schema": {"type": "object"}}
 
 
@@ -44,6 +46,21 @@ MULTI = dg.MultiPartitionsDefinition({"x": STATIC, "y": STATIC})
         ({"max_attempts": 0}, "max_attempts"),
         ({"max_failure_rate": 1.5}, "max_failure_rate"),
         ({"chunk_size": 0}, "chunk_size"),
+        ({"pilot": 0}, "pilot"),
+        ({"rows_per_request": 0}, "rows_per_request"),
+        ({"rows_per_request": 1_001}, "rows_per_request"),
+        ({"rows_per_request": 2, "prompt": str}, "rows_per_request"),
+        ({"rows_per_request": 2, "system": "For {{ who }}"}, "rows_per_request"),
+        ({"rows_per_request": 2, "params": {"messages": EXAMPLES}}, "rows_per_request"),
+        ({"rows_per_request": 2, "output": Rated, "params": FORCED}, "rows_per_request"),
+        (
+            {"rows_per_request": 2, "params": {"output_config": {"format": SCHEMA}}},
+            "rows_per_request",
+        ),
+        (
+            {"rows_per_request": 2, "prompt": [Document("pdf", citations=True)]},
+            "rows_per_request",
+        ),
         ({"chunk_size": 100_001}, "chunk_size"),
         ({"params": {"model": "x"}}, "params"),
         ({"params": {"stream": True}}, "params"),

@@ -1,6 +1,9 @@
 """Several rows in one request: each is answered, counted and asked again by itself."""
 
+import json
+import stat
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -8,7 +11,8 @@ from kit import Project, rows_in
 from pydantic import BaseModel, Field
 
 from dagster_claude_batch import Image
-from dagster_claude_batch.errors import ModelUnavailableError
+from dagster_claude_batch.errors import ModelUnavailableError, RequestsFileError
+from dagster_claude_batch.ledger import MaterializationConfig
 from dagster_claude_batch.sdk_types import problem_with_messages, problem_with_param
 
 Make = Callable[..., Project]
@@ -81,6 +85,55 @@ def test_a_row_left_over_is_asked_as_if_nothing_was_shared(project: Make) -> Non
         for batch in each.claude.simulator.batches()
     ]
     assert asked[0] == asked[1]
+
+
+def test_requests_are_counted_and_not_their_rows(packed: Project) -> None:
+    packed.script.answers_with("1")
+    run = packed.start()
+    for _ in range(2):
+        packed.end_batches()
+        run.advance()
+
+    report = run.report()
+
+    assert (report.sent, report.retried, report.rows, report.deduplicated) == (4, 1, 10, 0)
+
+
+def test_a_dry_run_shows_requests_of_several_rows(packed: Project) -> None:
+    rehearsal = packed.engine().rehearse(["tweets"], MaterializationConfig())
+
+    (part,) = rehearsal.partitions
+    assert (part.rows, part.requests, rehearsal.chunks) == (10, 3, 1)
+    keys = ["t0; t1; t2 and 1 more", "t4; t5; t6 and 1 more", "t8; t9"]
+    assert [key for key, _ in part.examples] == keys
+    packed.materialize()
+    (batch,) = packed.claude.simulator.batches()
+    sent = [params for _, params in packed.claude.simulator.requests(batch.id)]
+    assert [json.loads(params) for _, params in part.examples] == sent
+
+
+def test_a_dry_run_writes_all_requests_on_request(packed: Project, tmp_path: Path) -> None:
+    path = tmp_path / "requests.jsonl"
+
+    packed.engine().rehearse(["tweets"], MaterializationConfig(), requests_path=str(path))
+
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    requests = [json.loads(line) for line in path.read_text().splitlines()]
+    assert len({each["custom_id"] for each in requests}) == 3
+    packed.materialize()
+    (batch,) = packed.claude.simulator.batches()
+    sent = [params for _, params in packed.claude.simulator.requests(batch.id)]
+    assert [each["params"] for each in requests] == sent
+
+
+def test_a_file_that_is_there_is_not_written_over(packed: Project, tmp_path: Path) -> None:
+    path = tmp_path / "requests.jsonl"
+    path.write_text("mine")
+
+    with pytest.raises(RequestsFileError, match="does not exist yet"):
+        packed.engine().rehearse(["tweets"], MaterializationConfig(), requests_path=str(path))
+
+    assert path.read_text() == "mine"
 
 
 def test_sharing_a_request_changes_no_hash(packed: Project) -> None:

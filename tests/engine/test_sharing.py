@@ -104,6 +104,17 @@ def test_a_failed_row_uses_the_answer_that_another_has_come_to(same: Project) ->
     assert same.failures() == []
 
 
+def test_what_was_not_paid_for_again_is_reported(same: Project) -> None:
+    tweets = same.start("tweets")
+    _to_the_end(tweets)
+    reviews = same.start("reviews")
+    _to_the_end(reviews)
+
+    of_tweets, of_reviews = tweets.report(), reviews.report("reviews")
+    assert (of_tweets.sent, of_tweets.deduplicated, of_tweets.rows) == (2, 1, 3)
+    assert (of_reviews.sent, of_reviews.deduplicated, of_reviews.rows) == (1, 1, 2)
+
+
 def test_a_refresh_asks_again_and_only_once(same: Project) -> None:
     same.materialize(*BOTH)
 
