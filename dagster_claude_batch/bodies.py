@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -330,6 +331,21 @@ class _Spool:
         self.file.write(piece)
         self.sha256.update(piece)
         self.size += len(piece)
+
+
+def first_params(body: Body) -> dict[str, Any]:
+    """The ``params`` of a body's first request."""
+    body.file.seek(0)
+    text = bytearray()
+    second = f',{{"custom_id":"{body.nonce}-1"'.encode()
+    while second not in text[-2 * _PIECE :] and (piece := body.file.read(_PIECE)):
+        text += piece
+    whole, found, _ = bytes(text).partition(second)
+    requests = json.loads(whole + b"]}" if found else whole)["requests"]
+    return dict(requests[0]["params"])
+
+
+_PIECE: Final = 2**16
 
 
 def _text_of(strings: pa.StringArray) -> memoryview:

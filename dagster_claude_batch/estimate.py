@@ -6,28 +6,12 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Final
 
-import anthropic
-
 from dagster_claude_batch.cost import Prices, batch_prices
-from dagster_claude_batch.errors import RequestRefusedError
-from dagster_claude_batch.one_line import one_line
+from dagster_claude_batch.preflight import count_tokens
 from dagster_claude_batch.rehearsal import RehearsedPartition
-from dagster_claude_batch.resource import UNANSWERED
 from dagster_claude_batch.workbench import Workbench
 
 _BYTES_PER_TOKEN: Final = 4
-
-_COUNTED: Final = (
-    "model",
-    "messages",
-    "system",
-    "tools",
-    "tool_choice",
-    "thinking",
-    "output_config",
-    "cache_control",
-)
-"""What of ``params`` matters to the number of input tokens."""
 
 STANDARD: Final = 2
 """The standard price is so many times that of a batch, for input and output."""
@@ -71,16 +55,11 @@ def _most(prices: Prices, input_tokens: int, max_tokens: int) -> Decimal:
 
 
 def _counted(bench: Workbench, examples: Sequence[dict[str, Any]]) -> list[int]:
-    """Input tokens of some requests, as far as the API can be asked."""
+    """Input tokens of some requests, as far as the API counts them."""
     counts: list[int] = []
     for params in examples:
-        asked = {name: value for name, value in params.items() if name in _COUNTED}
-        try:
-            counts.append(bench.claude.count_tokens(asked))
-        except anthropic.BadRequestError as error:
-            reason = one_line(error.api_message or str(error))
-            raise RequestRefusedError(bench.declaration.asset, reason) from None
-        except UNANSWERED as error:
-            bench.log.warning("Tokens could not be counted (%s).", type(error).__name__)
+        count = count_tokens(bench, params)
+        if count is None:
             break
+        counts.append(count)
     return counts

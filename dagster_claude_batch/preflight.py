@@ -1,10 +1,14 @@
 """Before the first chunk: what would fail every row, found out for nothing."""
 
+from collections.abc import Mapping
 from datetime import datetime, timedelta
+from typing import Any, Final
 
+import anthropic
 from anthropic.types import ModelCapabilities, ModelInfo
 
 from dagster_claude_batch import ledger
+from dagster_claude_batch.bodies import Body, first_params
 from dagster_claude_batch.declaration import Declaration
 from dagster_claude_batch.doubt import CLOCK_SKEW
 from dagster_claude_batch.errors import (
@@ -13,9 +17,11 @@ from dagster_claude_batch.errors import (
     CredentialsRefusedError,
     ModelUnavailableError,
     NoCredentialsError,
+    RequestRefusedError,
 )
 from dagster_claude_batch.ledger import Materialization
 from dagster_claude_batch.one_line import one_line
+from dagster_claude_batch.outcomes import is_halt
 from dagster_claude_batch.resource import UNANSWERED
 from dagster_claude_batch.workbench import Workbench, is_passing
 
@@ -59,6 +65,54 @@ def check_model(bench: Workbench, materialization: Materialization) -> None:
         bench.warehouse.transact(
             lambda connection: ledger.note_model_limit(connection, identity, limit)
         )
+
+
+def check_shape(bench: Workbench, materialization: Materialization, body: Body) -> None:
+    """Let the API look at one request as it will be sent, for nothing: it counts its tokens.
+
+    An API that cannot be reached blocks nothing, nor does one that counts none.
+
+    Raises:
+        RequestRefusedError: It would refuse it. The materialization is closed.
+    """
+    try:
+        count_tokens(bench, first_params(body))
+    except RequestRefusedError:
+        bench.close(materialization, if_unsent=True)
+        raise
+
+
+def count_tokens(bench: Workbench, params: Mapping[str, Any]) -> int | None:
+    """Count the input tokens of a request; None if the API does not.
+
+    Raises:
+        RequestRefusedError: It would refuse the request.
+    """
+    asked = {name: value for name, value in params.items() if name in _COUNTED}
+    try:
+        return bench.claude.count_tokens(asked)
+    except anthropic.BadRequestError as error:
+        if not is_halt(error.api_message):
+            reason = one_line(error.api_message or str(error))
+            raise RequestRefusedError(bench.declaration.asset, reason) from None
+        problem = "the account"
+    except UNANSWERED as error:
+        problem = type(error).__name__
+    bench.log.warning("Tokens could not be counted (%s).", problem)
+    return None
+
+
+_COUNTED: Final = (
+    "model",
+    "messages",
+    "system",
+    "tools",
+    "tool_choice",
+    "thinking",
+    "output_config",
+    "cache_control",
+)
+"""What of ``params`` matters to the number of input tokens."""
 
 
 def check_for_rehearsal(bench: Workbench) -> str | None:

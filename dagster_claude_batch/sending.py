@@ -22,7 +22,7 @@ from dagster_claude_batch.landing import Landing, land
 from dagster_claude_batch.ledger import Materialization
 from dagster_claude_batch.outcomes import TOO_LARGE
 from dagster_claude_batch.outstanding import in_flight, serialize_sending
-from dagster_claude_batch.preflight import check_model
+from dagster_claude_batch.preflight import check_model, check_shape
 from dagster_claude_batch.reconciling import record
 from dagster_claude_batch.sharing import asked_by_others
 from dagster_claude_batch.steadiness import Steadiness
@@ -65,6 +65,7 @@ class Sender:
             return findings
         for each in work:
             planned = each.in_state("planned") if each.may_send else []
+            is_unchecked = each.materialization.model_max_tokens is None
             if planned:
                 check_model(self.bench, each.materialization)
             while planned and not findings.moved:
@@ -72,6 +73,9 @@ class Sender:
                 if spooled is None:
                     return findings
                 with spooled:
+                    if is_unchecked and spooled.bodies:
+                        check_shape(self.bench, each.materialization, spooled.bodies[0])
+                        is_unchecked = False
                     self._send_bodies(each, spooled.bodies, findings)
                 if findings.again_at is not None:
                     return findings

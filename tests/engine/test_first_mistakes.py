@@ -8,11 +8,17 @@ import httpx2
 import pytest
 from kit import Project, WiredClaude
 
-from dagster_claude_batch.errors import ClockError, NoCredentialsError, UnreadableAnswerError
+from dagster_claude_batch.errors import (
+    ClockError,
+    NoCredentialsError,
+    RequestRefusedError,
+    UnreadableAnswerError,
+)
 
 Make = Callable[..., Project]
 CREATE = "POST /v1/messages/batches"
 MODEL = "GET /v1/models/claude-haiku-5-5"
+COUNT = "POST /v1/messages/count_tokens"
 
 
 class _WithoutKey(WiredClaude):
@@ -154,5 +160,79 @@ def test_a_slow_answer_is_no_wrong_clock(tweets: Project) -> None:
         return answer
 
     tweets.wire.faults.append((MODEL, slow))
+
+    assert len(tweets.materialize().rows) == 10
+
+
+# --- one request, looked at before any is sent --------------------------------------------------
+
+
+@pytest.mark.parametrize("rows", [1, 10])
+def test_a_request_that_the_api_would_refuse_stops_all_before_anything_is_sent(
+    project: Make, rows: int
+) -> None:
+    made = project(params={"thinking": {"type": "enabled", "budget_tokens": 2_000}})
+    made.load([("tweets", f"t{n}", "x") for n in range(rows)])
+
+    with pytest.raises(RequestRefusedError, match=r"'sentiment': thinking\.type") as raised:
+        made.start()
+
+    assert "Nothing was sent" in str(raised.value)
+    assert made.wire.posts() == 0
+    assert made.chunk_states() == {"dissolved": 1}
+    made.declare()
+    assert len(made.materialize().rows) == rows
+
+
+def test_each_materialization_has_one_request_looked_at(tweets: Project) -> None:
+    tweets.declare(chunk_size=4)
+    looked_at: list[dict[str, object]] = []
+
+    def note(body: bytes) -> bytes:
+        looked_at.append(json.loads(body))
+        return body
+
+    tweets.wire.change_call(COUNT, note)
+
+    tweets.materialize()
+
+    assert tweets.wire.calls.count(COUNT) == 1
+    (asked,) = looked_at
+    assert asked["messages"] == [{"role": "user", "content": "Rate t0 now: Tweet number 0"}]
+    assert "max_tokens" not in asked
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        httpx2.Response(404, text="<html>Not here</html>"),
+        httpx2.Response(429, json={"type": "error", "error": {"type": "rate_limit_error"}}),
+        httpx2.Response(200, text="<html>Sign in</html>"),
+        httpx2.Response(200, json={"input_tokens": "many"}),
+        httpx2.Response(
+            400,
+            json={
+                "type": "error",
+                "error": {
+                    "type": "invalid_request_error",
+                    "message": "Your credit balance is too low to access the Anthropic API.",
+                },
+            },
+        ),
+    ],
+    ids=["no such endpoint", "too many", "proxy", "no number", "account"],
+)
+def test_an_api_that_counts_no_tokens_stops_nothing(
+    tweets: Project, answer: httpx2.Response
+) -> None:
+    for _ in range(3):
+        tweets.wire.faults.append((COUNT, lambda _: answer))
+
+    assert len(tweets.materialize().rows) == 10
+
+
+def test_an_api_that_cannot_be_reached_to_count_tokens_stops_nothing(tweets: Project) -> None:
+    for _ in range(3):
+        tweets.wire.lose_call(COUNT, httpx2.ConnectError)
 
     assert len(tweets.materialize().rows) == 10

@@ -34,6 +34,7 @@ VERBS: Final = frozenset(
 NOT_THE_ENGINE: Final = {
     "sensor": "has no ledger and pays for nothing; what it reads is asked again at its next tick",
     "estimate": "only reads, and pays for nothing",
+    "preflight.count_tokens:count_tokens": "only reads, and pays for nothing",
     "report": "only reads, after everything has landed",
     "advance.Engine.partitions_of_run:transact": "only reads, before anything else is done",
     "steadiness.Steadiness.check:transact": "only reads, and is asked again when it is stale",
@@ -45,6 +46,8 @@ NOT_THE_ENGINE: Final = {
     "preflight.check_for_rehearsal:model_and_time": "only reads, and pays for nothing",
     "results._is_gone:retrieve": "only reads, and is asked again at the next look",
     "collecting.Collector._is_not_ours:transact": "no world has strangers: tests/engine/test_doubt",
+    "collecting.Collector._questions_of:transact": "only reads, for rows that share a request: "
+    "tests/engine/test_packing",
     "reconciling.record:transact#3": "needs an answer hours late: tests/engine/test_doubt",
 }
 """Modules, packages and sites that no schedule crashes at, and why that is no loss."""

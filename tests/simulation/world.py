@@ -84,7 +84,7 @@ class Claude(LocalClaudeBatchResource):
 
 
 @cache
-def declared(chunk_size: int, max_wait_hours: float | None) -> BatchAsset:
+def declared(chunk_size: int, max_wait_hours: float | None, pilot: int | None) -> BatchAsset:
     """The asset, declared once for all worlds."""
     found = batch_asset(
         build_claude_batch_asset(
@@ -98,6 +98,8 @@ def declared(chunk_size: int, max_wait_hours: float | None) -> BatchAsset:
             chunk_size=chunk_size,
             max_attempts=3,
             max_wait_hours=max_wait_hours,
+            max_failure_rate=1.0,
+            pilot=pilot,
         )
     )
     assert found is not None
@@ -187,7 +189,11 @@ class World:
         )
         claude._world, claude._run, claude._pause = self, run_id, pause  # noqa: SLF001  # private to pydantic, not to us
         engine = engine_for(
-            declared(self.circumstances.chunk_size, self.circumstances.max_wait_hours),
+            declared(
+                self.circumstances.chunk_size,
+                self.circumstances.max_wait_hours,
+                self.circumstances.pilot,
+            ),
             database=Database(self.path, pause),
             claude=claude,
             run_id=run_id,
