@@ -27,9 +27,8 @@ from dagster_claude_batch.request.packing import packing
 from dagster_claude_batch.request.shape import forces_tool
 from dagster_claude_batch.source import parse_query, parse_table_name
 from dagster_claude_batch.tables import TableName
+from dagster_claude_batch.upstream import SourceLike, find_source, require_columns
 from dagster_claude_batch.waiting import materialize
-
-SourceLike = dg.AssetsDefinition | dg.AssetSpec | dg.SourceAsset | dg.AssetKey | Sequence[str] | str
 
 
 def build_claude_batch_asset(  # noqa: PLR0913  # a declaration is made of its arguments
@@ -153,7 +152,7 @@ def build_claude_batch_asset(  # noqa: PLR0913  # a declaration is made of its a
     described = Output.from_model(output, asset=asset)
     refuse_collisions(asset, [*columns, *included], [each.name for each in described.columns])
     answers = _answers_table(asset_key, table)
-    candidates, label, upstream = _source(asset, source, query)
+    candidates, label, upstream = find_source(asset, source, query)
     shape = request_shape(
         asset,
         model=model,
@@ -164,6 +163,9 @@ def build_claude_batch_asset(  # noqa: PLR0913  # a declaration is made of its a
         output=described,
     )
     _at_least_one(asset, "rows_per_request", rows_per_request)
+    require_columns(
+        asset, source, {"row_key": columns, "prompt": shape.columns, "include": include}
+    )
     declaration = Declaration(
         asset=asset,
         answers=answers,
@@ -242,68 +244,6 @@ def _answers_table(key: dg.AssetKey, table: str | None) -> TableName:
             cure='Write `table` or `schema.table`, with "double quotes" round odd names.',
         )
     return TableName(named.name, named.schema or schema, named.database)
-
-
-def _source(
-    asset: str, source: SourceLike | None, query: str | None
-) -> tuple[tuple[TableName, ...], str, list[Any]]:
-    """Where to look for the source's table, what to call it, and which upstream assets it is."""
-    if (source is None) == (query is None):
-        raise DeclarationError(
-            asset, "source", "exactly one of `source` and `query` is needed.", cure="Pass one."
-        )
-    if source is None:
-        return (), "query", []
-    if isinstance(source, str):
-        named = parse_table_name(source)
-        if named is None:
-            raise DeclarationError(
-                asset,
-                "source",
-                f"{source!r} is no table name.",
-                cure='Write `table` or `schema.table`, with "double quotes" round odd names.',
-            )
-        return (named,), str(named), []
-    key, metadata = _key_and_metadata(asset, source)
-    return (
-        _tables_of(key, metadata),
-        key.to_user_string(),
-        [source if not isinstance(source, Sequence) else key],
-    )
-
-
-def _key_and_metadata(
-    asset: str,
-    source: dg.AssetsDefinition | dg.AssetSpec | dg.SourceAsset | dg.AssetKey | Sequence[str],
-) -> tuple[dg.AssetKey, Mapping[str, Any]]:
-    if isinstance(source, dg.AssetsDefinition):
-        if len(source.keys) != 1:
-            raise DeclarationError(
-                asset,
-                "source",
-                "this definition has several assets.",
-                cure="Pass the `AssetKey` of one of them.",
-            )
-        return source.key, source.metadata_by_key.get(source.key, {})
-    if isinstance(source, dg.AssetSpec | dg.SourceAsset):
-        return source.key, source.metadata
-    return dg.AssetKey.from_coercible(source), {}
-
-
-def _tables_of(key: dg.AssetKey, metadata: Mapping[str, Any]) -> tuple[TableName, ...]:
-    """Where the table of an asset is: as its metadata says, else as IO managers place it."""
-    declared = getattr(
-        metadata.get("dagster/table_name"), "value", metadata.get("dagster/table_name")
-    )
-    if isinstance(declared, str) and (named := parse_table_name(declared)):
-        return (named,)
-    schema = getattr(metadata.get("schema"), "value", metadata.get("schema"))
-    name = key.path[-1]
-    if isinstance(schema, str):
-        return (TableName(name, schema),)
-    if len(key.path) > 1:
-        return (TableName(name, key.path[-2]),)
-    return (TableName(name, "main"), TableName(name, "public"))
 
 
 def _checked_columns(asset: str, argument: str, columns: tuple[str, ...]) -> tuple[str, ...]:

@@ -237,3 +237,50 @@ def test_what_json_writes_otherwise_is_sent_as_json_writes_it() -> None:
     assert found is not None
     (tool,) = found.declaration.shape.tree()["tools"]
     assert list(tool["input_schema"]["properties"]) == ["1"]
+
+
+COLUMNS = dg.TableSchema(columns=[dg.TableColumn("id"), dg.TableColumn("Text")])
+DESCRIBED = {"dagster/column_schema": COLUMNS}
+
+
+@dg.asset(metadata=DESCRIBED)
+def described() -> None:
+    """Its definition says which columns its table has."""
+
+
+@pytest.mark.parametrize(
+    "source", [described, dg.AssetSpec("described", metadata=DESCRIBED)], ids=["asset", "spec"]
+)
+@pytest.mark.parametrize(
+    ("declared", "argument"),
+    [
+        ({"row_key": "key"}, "row_key"),
+        ({"prompt": "Rate {{ txt }}"}, "prompt"),
+        ({"prompt": [Text("Rate {{ id }}"), Image("picture")]}, "prompt"),
+        ({"include": ["lang"]}, "include"),
+    ],
+)
+def test_a_column_that_the_upstream_asset_lacks_is_refused(
+    source: Any, declared: dict[str, Any], argument: str
+) -> None:
+    with pytest.raises(DeclarationError, match=f"`{argument}`: the source has no column") as raised:
+        build_claude_batch_asset("ratings", **{**RIGHT, "source": source, **declared})
+
+    assert "Use one of id, Text" in str(raised.value)
+
+
+def test_columns_of_an_upstream_asset_are_found_whatever_their_case() -> None:
+    made = build_claude_batch_asset(
+        "ratings", source=described, row_key="ID", prompt="Rate {{ text }}", include=["TEXT"]
+    )
+
+    assert batch_asset(made) is not None
+
+
+def test_an_asset_over_the_answers_of_another_knows_their_columns() -> None:
+    first = build_claude_batch_asset("ratings", **{**RIGHT, "include": ["lang"]}, output=Rated)
+    right: dict[str, Any] = {"row_key": "id", "prompt": "Why {{ stars }}?", "include": ["lang"]}
+
+    assert build_claude_batch_asset("reasons", source=first, **right)
+    with pytest.raises(DeclarationError, match="no column 'star'"):
+        build_claude_batch_asset("reasons", source=first, **{**right, "prompt": "Why {{ star }}?"})
