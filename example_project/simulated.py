@@ -28,7 +28,12 @@ def answer(params: Mapping[str, Any]) -> dict[str, Any] | str:
     )
     if pictures:
         return _caption(base64.b64decode(pictures[0]["source"]["data"]))
+    tweets = re.findall(r'<row number="(\d+)">(.*?)</row>', _text(params), re.DOTALL)
+    if tweets:
+        return {"rows": [{"row": int(number), "mood": _mood(tweet)} for number, tweet in tweets]}
     question, _, text = _text(params).partition("\n\n")
+    if question.startswith("Which mood"):
+        return {"mood": _mood(text)}
     if question.startswith("Translate into "):
         return f"[{question.removeprefix('Translate into ').rstrip(':')}] {text}"
     if question.startswith("What is this message"):
@@ -84,6 +89,21 @@ def _caption(picture: bytes) -> dict[str, Any]:
         "alt_text": f"{width} by {height} pixels, mostly {colour}; nobody has looked at it.",
         "tags": [colour, light, shape],
     }
+
+
+def _mood(text: str) -> str:
+    """The first mood of which a word occurs, else what the lexicon makes of it."""
+    words = set(re.findall(r"[a-z]+", text.lower()))
+    found = next((mood for mood, known in _MOODS.items() if words & known), None)
+    score = _analyzer().polarity_scores(text)["compound"]
+    return found or {"positive": "cheerful", "negative": "sad", "neutral": "calm"}[_label(score)]
+
+
+_MOODS = {
+    "angry": {"hate", "damn", "stupid", "angry", "annoying", "ugh"},
+    "afraid": {"scared", "afraid", "worried", "nervous", "scary"},
+    "tired": {"tired", "sleep", "sleepy", "exhausted", "bed"},
+}
 
 
 def _topic(text: str) -> str:

@@ -17,6 +17,7 @@ from example_project.defs.picture_captions import caption_sheet, picture_caption
 from example_project.defs.pictures import PICTURES, pictures
 from example_project.defs.snippet_translations import snippet_translations
 from example_project.defs.snippets import snippets
+from example_project.defs.tweet_moods import tweet_moods
 
 
 class Example:
@@ -109,3 +110,15 @@ def test_each_night_the_day_before_is_asked(example: Example) -> None:
     assert request.partition_key == "2026-10-01"
     counts = example.sql("SELECT _partition, count(*) FROM message_topics GROUP BY 1")
     assert counts == [("2026-10-01", 30)]
+
+
+def test_short_tweets_share_requests(example: Example) -> None:
+    example.materialize(snippets)
+
+    example.materialize(tweet_moods)
+
+    moods = example.sql("SELECT mood, count(*) FROM tweet_moods GROUP BY 1 ORDER BY 2 DESC")
+    rows = sum(count for _, count in moods)
+    assert rows > 10
+    assert len(moods) > 1
+    assert len(example.params()) == -(-rows // 20)

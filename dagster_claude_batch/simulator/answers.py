@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
@@ -121,8 +122,39 @@ def _something(params: Params, seed: int) -> str | dict[str, Any] | list[Any]:
         return value if is_object(value) else {}
     output_format = part(part(params, "output_config"), "format")
     if output_format:
-        return compact(value_for(output_format["schema"], random))
+        schema = output_format["schema"]
+        several = _several(schema, params, random)
+        return compact(several if several is not None else value_for(schema, random))
     return f"This is a simulated answer ({key[:8]})."
+
+
+_ROW_NUMBER = re.compile(r'<row number="(\d+)">|^Row (\d+):$', re.MULTILINE)
+
+
+def _several(schema: dict[str, Any], params: Params, random: Random) -> dict[str, Any] | None:
+    """Answer each of the numbered rows of a request, if that is what it asks for."""
+    lists = list(part(schema, "properties"))
+    name = lists[0] if len(lists) == 1 else None
+    element = part(part(part(schema, "properties"), name or ""), "items")
+    number = next(iter(part(element, "properties")), None)
+    asked = [int(one or other) for one, other in _ROW_NUMBER.findall(_question(params))]
+    if name is None or number is None or not asked:
+        return None
+    element = {**element, "$defs": part(schema, "$defs")}
+    answers = [value_for(element, random) for _ in asked]
+    return {
+        name: [
+            {**answer, number: row}
+            for row, answer in zip(asked, answers, strict=True)
+            if is_object(answer)
+        ]
+    }
+
+
+def _question(params: Params) -> str:
+    content = params["messages"][-1]["content"]
+    blocks = [{"text": content}] if isinstance(content, str) else content
+    return "\n".join(str(block.get("text", "")) for block in blocks)
 
 
 def _replied(reply: Reply) -> Answered:

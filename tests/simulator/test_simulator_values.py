@@ -3,13 +3,16 @@ from __future__ import annotations
 import datetime as dt  # noqa: TC003 - Pydantic reads the annotations
 import enum
 import ipaddress  # noqa: TC003 - Pydantic reads the annotations
+import json
 import uuid  # noqa: TC003 - Pydantic reads the annotations
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import anthropic
 import pytest
 from pydantic import BaseModel, Field
 from simulated import Service, params
+
+from dagster_claude_batch.simulator.answers import answer_to
 
 
 class Colour(enum.Enum):
@@ -97,3 +100,40 @@ def test_another_seed_gives_another_value(service: Service) -> None:
     service.open(seed=1)
 
     assert service.text(output_config=config) != first
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        'Rate each:\n<rows>\n<row number="1">a</row>\n<row number="2">b</row>\n</rows>',
+        [{"type": "text", "text": text} for text in ("Rate each.", "Row 1:", "a", "Row 2:", "b")],
+    ],
+    ids=["text", "blocks"],
+)
+def test_numbered_rows_are_each_answered_under_their_number(content: Any) -> None:
+    label = {"type": "string", "enum": ["good", "bad"]}
+    element = {
+        "type": "object",
+        "properties": {"row": {"type": "integer"}, "label": {"$ref": "#/$defs/Label"}},
+        "required": ["row", "label"],
+        "additionalProperties": False,
+    }
+    schema = {
+        "type": "object",
+        "properties": {"rows": {"type": "array", "items": element}},
+        "required": ["rows"],
+        "additionalProperties": False,
+        "$defs": {"Label": label},
+    }
+    asked: Any = {
+        "model": "claude-haiku-5-5",
+        "max_tokens": 500,
+        "messages": [{"role": "user", "content": content}],
+        "output_config": {"format": {"type": "json_schema", "schema": schema}},
+    }
+
+    (block,) = answer_to(asked, answer=None, seed=1).content
+
+    rows = json.loads(block["text"])["rows"]
+    assert [row["row"] for row in rows] == [1, 2]
+    assert {row["label"] for row in rows} <= {"good", "bad"}
