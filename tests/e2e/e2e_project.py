@@ -109,6 +109,8 @@ alone = [
     asked("hurried_and_tolerant", max_wait_hours=1, max_failure_rate=1.0),
     asked("moved_away"),
     asked("tried"),
+    asked("piloted", pilot=3),
+    asked("pilot_fails", pilot=3),
     asked("fails_unauthorized"),
     asked("fails_locked", claude_resource="claude_impatient"),
     asked("fails_and_is_retried"),

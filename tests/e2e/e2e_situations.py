@@ -33,6 +33,7 @@ ROWS: Final = (
     "many",
     "several locations",
     "limit and dry_run",
+    "pilot",
 )
 """What a situation's name begins with, in the order of the table."""
 
