@@ -116,13 +116,15 @@ def choose_settled(plan: Plan, *, elsewhere: bool = False) -> None:
 
 
 def _alone(plan: Plan, attempt: str) -> str:
-    """Whether a row ``r`` is asked alone: it has failed, perhaps for others of its request."""
-    if plan.declaration.packing is None:
+    """Whether a row ``r`` is asked alone: it is large, or has failed, perhaps for its request."""
+    packing = plan.declaration.packing
+    if packing is None:
         return "false"
     known = selected_is_ours(plan.declaration, "r", "f")
+    most = packing.most_bytes_of_row(plan.declaration.limits.max_request_bytes)
     return (
-        f"({attempt} > 1 OR EXISTS (SELECT 1 FROM {plan.declaration.failures.sql} AS f "
-        f"WHERE {known} AND f._request_hash = r.hash))"
+        f"({attempt} > 1 OR r.bytes > {most:d} OR EXISTS (SELECT 1 FROM "
+        f"{plan.declaration.failures.sql} AS f WHERE {known} AND f._request_hash = r.hash))"
     )
 
 

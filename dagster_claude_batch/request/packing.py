@@ -30,6 +30,7 @@ _INTRODUCTION: Final = (
     "were the only one, and give one element for each, with the row's number as `{number}`.\n\n"
 )
 _BYTES_OF_A_ROW: Final = 60
+_LONGEST_ANSWER: Final = 10**9
 
 Answer: TypeAlias = "tuple[str | None, str | None]"
 """An answer's columns as JSON, or why it is none."""
@@ -90,6 +91,11 @@ class Packing:
         most = max_tokens * self.rows_per_request
         constant = self.shape.constant_size(max_tokens=most)
         return constant + self.rows_per_request * _BYTES_OF_A_ROW
+
+    def most_bytes_of_row(self, max_request_bytes: int) -> int:
+        """Bytes of a row's own, up to which so many rows surely fit into one request."""
+        constant = self.constant_size(max_tokens=_LONGEST_ANSWER)
+        return max(0, max_request_bytes - constant) // self.rows_per_request
 
     def rows_sql(self, own: str, position: str, scope: Scope) -> str:
         """SQL that puts a request's rows together, from each row's own and its place from 0."""

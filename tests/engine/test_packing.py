@@ -268,6 +268,17 @@ def test_a_row_that_changes_before_it_is_sent_is_put_together_anew(project: Make
     assert made.answers() == ["t0", "t1", "t2", "t3", "t4", "t5", "t7"]
 
 
+def test_rows_that_are_too_large_to_share_a_request_are_asked_alone(packed: Project) -> None:
+    packed.load(
+        [("tweets", f"t{n}", "x" * 9_000_000 if n in {1, 2} else "small") for n in range(4)]
+    )
+
+    packed.materialize()
+
+    assert sorted(_requests(packed)) == [["t0", "t3"], ["t1"], ["t2"]]
+    assert len(packed.answers()) == 4
+
+
 def test_without_an_output_each_row_has_its_text(project: Make) -> None:
     made = project(prompt=PROMPT, rows_per_request=2, output=None)
     made.load([("tweets", "t0", "one"), ("tweets", "t1", 'two "quoted"')])
