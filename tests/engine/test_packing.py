@@ -276,7 +276,7 @@ def test_rows_that_are_too_large_to_share_a_request_are_asked_alone(packed: Proj
     packed.materialize()
 
     assert sorted(_requests(packed)) == [["t0", "t3"], ["t1"], ["t2"]]
-    assert len(packed.answers()) == 4
+    assert packed.answers() == ["t0", "t3"]  # no model takes a text as long as the others
 
 
 def test_without_an_output_each_row_has_its_text(project: Make) -> None:
