@@ -21,6 +21,7 @@ from dagster_claude_batch.preparing import refuse_collisions
 from dagster_claude_batch.request.declaring import (
     DeclaredPrompt,
     DeclaredSystem,
+    may_cite,
     request_shape,
 )
 from dagster_claude_batch.request.packing import packing
@@ -150,6 +151,8 @@ def build_claude_batch_asset(  # noqa: PLR0913  # a declaration is made of its a
     )
     included = tuple(name for name in include if name not in columns)
     described = Output.from_model(output, asset=asset)
+    if may_cite(prompt):
+        described = described.citing()
     refuse_collisions(asset, [*columns, *included], [each.name for each in described.columns])
     answers = _answers_table(asset_key, table)
     candidates, label, upstream = find_source(asset, source, query)

@@ -23,7 +23,7 @@ _COLUMNS: Final = {
             model VARCHAR,
             stop_reason VARCHAR,
             stop_details STRUCT(category VARCHAR, explanation VARCHAR),
-            content STRUCT("type" VARCHAR, "text" VARCHAR, input JSON)[],
+            content STRUCT("type" VARCHAR, "text" VARCHAR, input JSON, citations JSON)[],
             usage STRUCT(
                 input_tokens BIGINT, output_tokens BIGINT, cache_read_input_tokens BIGINT,
                 cache_creation_input_tokens BIGINT,
@@ -41,6 +41,8 @@ _LINES: Final = """
         CAST(list_transform(list_filter(
             message.content, lambda b: b."type" = 'tool_use'), lambda b: b.input)[1] AS VARCHAR)
             AS tool_input,
+        CAST(to_json(list_transform(message.content, lambda b: b.citations)) AS VARCHAR)
+            AS citations,
         usage.input_tokens, usage.output_tokens, usage.cache_read_input_tokens,
         usage.cache_creation_input_tokens, usage.cache_creation.ephemeral_1h_input_tokens,
         usage.server_tool_use.web_search_requests,
@@ -58,6 +60,8 @@ _LONGEST_LINE: Final = 16_777_216
 class Line(NamedTuple):
     """One result line; everything that its kind of result does not have is None.
 
+    ``citations`` is JSON: for each block of the answer what it cites, or null.
+
     Without a ``type`` it could not be read: ``error_message`` says why.
     """
 
@@ -68,6 +72,7 @@ class Line(NamedTuple):
     explanation: str | None = None
     text: str | None = None
     tool_input: str | None = None
+    citations: str | None = None
     input_tokens: int | None = None
     output_tokens: int | None = None
     cache_read_tokens: int | None = None
@@ -229,6 +234,7 @@ def _line_of(value: object) -> Line:
         explanation=_text(_object(message.get("stop_details")).get("explanation")),
         text=_said(message.get("content")),
         tool_input=_tool_input(message.get("content")),
+        citations=_citations(message.get("content")),
         input_tokens=_number(usage.get("input_tokens")),
         output_tokens=_number(usage.get("output_tokens")),
         cache_read_tokens=_number(usage.get("cache_read_input_tokens")),
@@ -258,6 +264,12 @@ def _tool_input(content: object) -> str | None:
     """The input of the first tool use."""
     inputs = [block.get("input") for block in _blocks(content, "tool_use")]
     return valid_text(json.dumps(inputs[0], ensure_ascii=False)) if inputs else None
+
+
+def _citations(content: object) -> str | None:
+    """What each block cites, as a list of lists."""
+    blocks = [_object(block).get("citations") for block in content] if _is_list(content) else None
+    return valid_text(json.dumps(blocks, ensure_ascii=False)) if blocks else None
 
 
 def _is_object(value: object) -> TypeGuard[dict[str, Any]]:

@@ -335,6 +335,8 @@ def _judge_message(line: Line, output: Output) -> _Judged:
     if answer is None:
         return None, "invalid_output", "The answer holds no text."
     try:
+        if output.cites:
+            return output.validate_citing(answer, line.citations), None, None
         return output.validate(answer), None, None
     except InvalidOutputError as error:
         return None, "invalid_output", str(error)

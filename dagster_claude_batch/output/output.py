@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pydantic
@@ -24,6 +24,7 @@ class Output:
     Both are None without a model. ``transform_structure`` is the structure with which
     DuckDB's ``json_transform_strict`` turns what `validate` returns into a STRUCT of the
     columns. ``is_of_tool``: the answer is the input of the tool that Claude has to use.
+    ``cites``: beside the text stands what it cites.
     """
 
     columns: tuple[OutputColumn, ...]
@@ -32,6 +33,7 @@ class Output:
     transform_structure: str
     _validate: Callable[[str], str] = field(repr=False, compare=False)
     is_of_tool: bool = False
+    cites: bool = False
 
     @classmethod
     def from_model(cls, model: type[pydantic.BaseModel] | None, *, asset: str) -> "Output":
@@ -52,6 +54,28 @@ class Output:
             transform_structure=json.dumps(structure(fields), ensure_ascii=False),
             _validate=Validator(model, fields),
         )
+
+    def citing(self) -> "Output":
+        """The same for an answer in text that may cite documents: with a column ``citations``."""
+        column = OutputColumn("citations", "JSON", "What the answer cites, as the API says it.")
+        structure = {"response": "VARCHAR", "citations": "JSON"}
+        return replace(
+            self,
+            columns=(*self.columns, column),
+            transform_structure=json.dumps(structure),
+            cites=True,
+        )
+
+    def validate_citing(self, text: str, citations: str | None) -> str:
+        """Check an answer in text, with the citations of each of its blocks as JSON.
+
+        Raises:
+            InvalidOutputError: As `validate`.
+        """
+        answer: dict[str, Any] = json.loads(self.validate(text))
+        cited: list[list[Any] | None] = json.loads(citations or "[]")
+        answer["citations"] = [each for of_block in cited for each in of_block or ()]
+        return json.dumps(answer, ensure_ascii=False)
 
     def validate(self, text: str) -> str:
         """Check one answer and return its columns as one JSON object.

@@ -83,6 +83,13 @@ def request_shape(
     return shape
 
 
+def may_cite(prompt: DeclaredPrompt) -> bool:
+    """Whether Claude is asked to cite documents; it cannot beside an ``output``."""
+    several = isinstance(prompt, Sequence) and not isinstance(prompt, str)
+    parts = cast("Sequence[object]", prompt) if several else ()
+    return any(isinstance(part, Document) and part.citations for part in parts)
+
+
 def _plain(asset: str, argument: str, value: object) -> Any:  # noqa: ANN401  # any JSON
     """The same as plain JSON values, as which it is sent."""
     try:

@@ -60,7 +60,8 @@ class Document:
         column: The column: BLOBs are PDFs, and VARCHAR is text, unless ``media_type`` says else.
         title: What Claude is told the document is called, a template.
         context: What else Claude is told about it, a template; it is not cited from.
-        citations: Let Claude cite the document. The API has no citations beside an ``output``.
+        citations: Let Claude cite the document: what it cites becomes the column ``citations``, a
+            list in JSON. The API has no citations beside an ``output``.
         media_type: ``"application/pdf"`` for a VARCHAR column of URLs or paths of PDFs,
             ``"text/plain"`` for BLOBs that are text in UTF-8.
     """

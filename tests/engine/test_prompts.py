@@ -369,6 +369,44 @@ def test_a_document_may_have_a_title_a_context_and_citations(project: Make) -> N
     assert block["citations"] == {"enabled": True}
 
 
+CITED = {
+    "type": "char_location",
+    "cited_text": "Something \u2028 else",
+    "document_index": 0,
+    "document_title": None,
+    "start_char_index": 0,
+    "end_char_index": 9,
+}
+
+
+@pytest.mark.parametrize("spoilt", [False, True], ids=["sound", "with a broken line"])
+def test_what_an_answer_cites_stands_beside_it(project: Make, *, spoilt: bool) -> None:
+    made = project(prompt=[Document("it", citations=True), "What does it say?"], output=None)
+    _with_column(made, "VARCHAR", ["Something \u2028 else", "Nothing"])
+    said = [
+        {"type": "text", "text": "It says "},
+        {"type": "text", "text": "something", "citations": [CITED, CITED]},
+        {"type": "text", "text": ".", "citations": None},
+    ]
+    replies = iter([Reply(said), "Nothing."])
+    made.script.answer = lambda _: next(replies)
+    run = made.start()
+    made.end_batches()
+    if spoilt:
+        (batch,) = made.claude.simulator.batches()
+        results = f"GET /v1/messages/batches/{batch.id}/results"
+        made.wire.change_answer(results, lambda body: b"[1]\n" + body)
+
+    run.advance()
+
+    assert made.answers("id, response") == [("t0", "It says something."), ("t1", "Nothing.")]
+    cited = [json.loads(value) for value in made.answers("citations")]
+    assert sorted(cited, key=len) == [[], [CITED, CITED]]
+    assert made.sql("SELECT citations->0->>'cited_text' FROM main.sentiment WHERE id = 't0'") == [
+        ("Something \u2028 else",)
+    ]
+
+
 # --- system prompts, examples, tools ----------------------------------------------------------
 
 
