@@ -21,7 +21,7 @@ from dagster_claude_batch.estimate import estimate
 from dagster_claude_batch.joining import Asking
 from dagster_claude_batch.ledger import Materialization, MaterializationConfig
 from dagster_claude_batch.outstanding import chunks_of
-from dagster_claude_batch.planning import plan_retries
+from dagster_claude_batch.planning import plan_next_pilot, plan_retries
 from dagster_claude_batch.preflight import check_for_rehearsal
 from dagster_claude_batch.reconciling import Reconciler
 from dagster_claude_batch.rehearsal import Rehearsal, rehearse
@@ -346,6 +346,8 @@ class Engine(Workbench):
         # Rows that nobody could ask in time are planned too: then they expire as all others do.
         retried = 0 if now.halted_because else plan_retries(plan, slices, only_unasked=late)
         if not retried and not now.halted_because:
+            if is_flying and not pilot.has_flown(plan):
+                return plan_next_pilot(plan, slices)
             if is_flying:
                 pilot.drop_the_rest(plan)
             end(plan)

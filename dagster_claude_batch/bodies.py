@@ -210,6 +210,7 @@ def _single(declaration: Declaration, query: Query) -> str:
 def _shared(declaration: Declaration, query: Query, scope: Scope, *, max_tokens: int) -> str:
     """SQL of requests that several rows share: by asking the same, or as a list."""
     packing = declaration.packing
+    whole = "1" if packing is None else "max(position) + 1"
     own, together, params = "NULL", "NULL", "f.params"
     if packing is not None:
         own, together = "any_value(s.own)", packing.rows_sql("own", "position", scope)
@@ -225,7 +226,8 @@ def _shared(declaration: Declaration, query: Query, scope: Scope, *, max_tokens:
         ),
         requests AS (
             SELECT chunk_id, ordinal, any_value(params) AS params, {together} AS together,
-                sum(rows)::BIGINT AS rows, count(*) AS questions, bool_and(same) AS same
+                sum(rows)::BIGINT AS rows, count(*) AS questions,
+                bool_and(same) AND count(*) = {whole} AS same
             FROM asked GROUP BY ALL
         )
         SELECT f.chunk_id, f.ordinal, {params} AS params, f.rows, f.same FROM requests AS f
@@ -333,16 +335,16 @@ class _Spool:
         self.size += len(piece)
 
 
-def first_params(body: Body) -> dict[str, Any]:
-    """The ``params`` of a body's first request."""
+def example_params(body: Body, most: int) -> list[dict[str, Any]]:
+    """The ``params`` of so many of a body's first requests."""
     body.file.seek(0)
     text = bytearray()
-    second = f',{{"custom_id":"{body.nonce}-1"'.encode()
-    while second not in text[-2 * _PIECE :] and (piece := body.file.read(_PIECE)):
+    following = f',{{"custom_id":"{body.nonce}-{most}"'.encode()
+    while following not in text[-2 * _PIECE :] and (piece := body.file.read(_PIECE)):
         text += piece
-    whole, found, _ = bytes(text).partition(second)
+    whole, found, _ = bytes(text).partition(following)
     requests = json.loads(whole + b"]}" if found else whole)["requests"]
-    return dict(requests[0]["params"])
+    return [dict(each["params"]) for each in requests]
 
 
 _PIECE: Final = 2**16

@@ -135,8 +135,14 @@ class Collector:
             raise
         if staged is None:
             return
-        late = outstanding.is_overdue and batch.cancel_initiated_at is not None
-        landing = Landing(chunk, batch.id, counts_of(batch), batch.ended_at, staged, is_late=late)
+        landing = Landing(
+            chunk,
+            batch.id,
+            counts_of(batch),
+            batch.ended_at,
+            staged,
+            was_cancelled=batch.cancel_initiated_at is not None,
+        )
         self._land(outstanding, landing, findings)
 
     def _questions_of(self, chunk: Chunk) -> Mapping[int, int]:
@@ -250,7 +256,7 @@ class Collector:
         """Let rows fail that were not sent in time; whether there were any."""
         late = [(each, chunk) for each in work for chunk in each.too_late]
         for each, chunk in late:
-            self._is_landed(each.materialization, Landing(chunk, absent=NOT_SENT, is_late=True))
+            self._is_landed(each.materialization, Landing(chunk, absent=NOT_SENT))
         if late:
             self.bench.log.warning("`max_wait_hours` has passed; what is out is cancelled.")
         return bool(late)

@@ -62,15 +62,13 @@ def welcome_back(
     move_to_departed(connection, declaration, returned, now)
     connection.execute(f"DELETE FROM {declaration.failures.sql} AS here WHERE {returned}")
     kept = _kept(declaration)
-    struct = ", ".join(f"{quote_identifier(name)} {kind}" for name, kind in kept.items())
     names = ", ".join(quote_identifier(name) for name in kept)
     values = ", ".join(f"answer.{quote_identifier(name)}" for name in kept)
     connection.execute(
         f"""
         INSERT INTO {declaration.answers.sql} ({our_columns(declaration)}, _partition, {names})
         SELECT {selected_columns(declaration)}, partition, {values}
-        FROM (SELECT * REPLACE (CAST(CAST(answer AS JSON) AS STRUCT({struct})) AS answer)
-              FROM {_RETURNED})
+        FROM (SELECT * REPLACE ({_as_struct(declaration)} AS answer) FROM {_RETURNED})
         """
     )
     connection.execute(
@@ -79,6 +77,20 @@ def welcome_back(
         "AND r.left_from IS NOT DISTINCT FROM d.partition AND r.departed_at = d.departed_at)",
         {"asset": declaration.asset},
     )
+
+
+def departed_answers(declaration: Declaration) -> str:
+    """SQL of an asset's departed answers, each a STRUCT; its parameter is ``asset``."""
+    return (
+        f"SELECT * REPLACE ({_as_struct(declaration)} AS answer) FROM claude_batch.departed "
+        "WHERE asset = $asset"
+    )
+
+
+def _as_struct(declaration: Declaration) -> str:
+    kept = _kept(declaration)
+    struct = ", ".join(f"{quote_identifier(name)} {kind}" for name, kind in kept.items())
+    return f"CAST(CAST(answer AS JSON) AS STRUCT({struct}))"
 
 
 def _choose_returned(connection: Connection, declaration: Declaration, relation: str) -> None:

@@ -75,31 +75,30 @@ def choose_retries(
     if not _choose_failed(plan, only_unasked=only_unasked):
         return False
     settle_chosen(plan, slices)
-    choose_settled(plan)
+    choose_settled(plan, is_late=only_unasked)
     return True
 
 
-def choose_again(plan: Plan, chunk: Chunk, slices: Sequence[PartitionSlice]) -> None:
-    """Choose what is still to be asked of a planned chunk's rows, which have changed since."""
+def choose_again(plan: Plan, chunks: Sequence[Chunk], slices: Sequence[PartitionSlice]) -> None:
+    """Choose what is still to be asked of some chunks' rows, which may have changed since."""
     keys = our_keys_as_selected(plan.declaration, "q")
     plan.connection.execute(
-        f"CREATE OR REPLACE TEMP TABLE claude_batch_chosen AS SELECT {keys}, _partition AS "
-        "partition, $attempt::INTEGER AS attempt, $max_tokens::BIGINT AS max_tokens "
-        f"FROM {plan.registered.requests.sql} AS q WHERE _chunk_id = $chunk_id",
-        {
-            "chunk_id": chunk.chunk_id,
-            "attempt": chunk.attempt,
-            "max_tokens": chunk.max_tokens,
-        },
+        f"CREATE OR REPLACE TEMP TABLE claude_batch_chosen AS SELECT {keys}, "
+        "q._partition AS partition, c.attempt, c.max_tokens "
+        f"FROM {plan.registered.requests.sql} AS q "
+        "JOIN (SELECT chunk_id, attempt, max_tokens FROM claude_batch.chunks) AS c "
+        "ON c.chunk_id = q._chunk_id WHERE q._chunk_id IN (SELECT unnest($chunk_ids::BIGINT[]))",
+        {"chunk_ids": [chunk.chunk_id for chunk in chunks]},
     )
     settle_chosen(plan, slices)
     choose_settled(plan)
 
 
-def choose_settled(plan: Plan, *, elsewhere: bool = False) -> None:
+def choose_settled(plan: Plan, *, elsewhere: bool = False, is_late: bool = False) -> None:
     """Choose, of the rows that have been settled, those that have no answer yet.
 
-    Of these either what nobody else has been sent as a question, or, ``elsewhere``, the others.
+    Of these either what nobody else has been sent as a question, or, ``elsewhere``, the others. If
+    it is late, nobody waits for others any more.
     """
     same = selected_is_selected(plan.declaration, "r", "chosen")
     plan.connection.execute(
@@ -111,7 +110,11 @@ def choose_settled(plan: Plan, *, elsewhere: bool = False) -> None:
         WHERE r.hash IS NOT NULL AND {_is_unanswered(plan)}
             AND $elsewhere = {_is_asked_elsewhere(plan)}
         """,
-        {**_this(plan), "elsewhere": elsewhere, "asked_elsewhere": _asked_elsewhere(plan)},
+        {
+            **_this(plan),
+            "elsewhere": elsewhere,
+            "asked_elsewhere": [] if is_late else _asked_elsewhere(plan),
+        },
     )
 
 
@@ -226,9 +229,10 @@ def _choose_failed(plan: Plan, *, only_unasked: bool) -> int:
         f"""
         CREATE OR REPLACE TEMP TABLE claude_batch_chosen AS
         WITH sent AS (
-            SELECT q.*, c.max_tokens, c.is_copy, {_is_packed(plan)} AS packed,
-                c.adopted OR c.materialization_id <> $materialization_id AS adopted,
-                c.state = 'given_up' AS given_up, c.state = 'elsewhere' AS elsewhere
+            SELECT q.*, c.max_tokens AS _max_tokens, c.is_copy AS _is_copy,
+                {_is_packed(plan)} AS _packed,
+                c.adopted OR c.materialization_id <> $materialization_id AS _adopted,
+                c.state = 'given_up' AS _given_up, c.state = 'elsewhere' AS _elsewhere
             FROM {plan.registered.requests.sql} AS q
             JOIN claude_batch.chunks AS c ON c.chunk_id = q._chunk_id
             WHERE (c.materialization_id = $materialization_id AND c.state <> 'given_up')
@@ -237,19 +241,20 @@ def _choose_failed(plan: Plan, *, only_unasked: bool) -> int:
                     AND c.state IN ('landed', 'given_up'))
         )
         SELECT {our_keys_as_selected(plan.declaration, "f")}, f._partition AS partition,
-            f._attempt + CASE WHEN f.given_up OR f.elsewhere THEN 0 ELSE 1 END AS attempt,
-            CASE WHEN NOT f.packed THEN f._outcome END AS outcome, f.max_tokens
+            f._attempt + CASE WHEN f._given_up OR f._elsewhere THEN 0 ELSE 1 END AS attempt,
+            CASE WHEN NOT f._packed THEN f._outcome END AS outcome, f._max_tokens AS max_tokens
         FROM sent AS f
-        WHERE (f.given_up OR f.elsewhere OR (NOT $only_unasked AND f._retryable
-                AND f._attempt < $max_attempts AND NOT f.is_copy
-                AND (f._outcome <> 'canceled' OR f.adopted)))
+        WHERE (f._given_up OR f._elsewhere OR (NOT $only_unasked AND f._retryable
+                AND f._attempt < $max_attempts AND NOT f._is_copy
+                AND (f._outcome <> 'canceled' OR f._adopted)))
             AND {in_scope("f")}
             AND NOT EXISTS (
                 SELECT 1 FROM sent AS later WHERE {later} AND (
-                    ((later._chunk_id > f._chunk_id OR f.elsewhere) AND NOT later.elsewhere
-                        AND (later.given_up OR NOT later.is_copy))
-                    OR (later.is_copy AND later._outcome = 'answer'
-                        AND later._request_hash = f._request_hash)))
+                    ((later._chunk_id > f._chunk_id OR f._elsewhere) AND NOT later._elsewhere
+                        AND (later._given_up OR NOT later._is_copy))
+                    OR (later._is_copy AND later._outcome = 'answer'
+                        AND later._request_hash = f._request_hash)
+                    OR (f._elsewhere AND later._elsewhere AND later._chunk_id > f._chunk_id)))
         """,
         {
             **plan.scope,
@@ -294,7 +299,8 @@ def count_unanswered(plan: Plan) -> int:
         SELECT count(*) FROM (
             SELECT DISTINCT {names}, q._partition FROM {plan.registered.requests.sql} AS q
             JOIN claude_batch.chunks AS c ON c.chunk_id = q._chunk_id
-            WHERE c.materialization_id = $materialization_id AND (c.state = 'planned' OR (
+            WHERE c.materialization_id = $materialization_id
+                AND (c.state IN ('planned', 'held_back') OR (
                 c.state = 'landed' AND q._retryable
                 AND NOT list_contains($retried::VARCHAR[], q._outcome))))
         """,

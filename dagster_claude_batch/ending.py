@@ -63,7 +63,7 @@ def _choose_standing(plan: Plan) -> bool:
         f"""
         CREATE OR REPLACE TEMP TABLE claude_batch_standing AS
         WITH sent AS (
-            SELECT r.*, c.batch_id, c.nonce FROM {plan.registered.requests.sql} AS r
+            SELECT r.*, c.batch_id, c.nonce, c.landed_at FROM {plan.registered.requests.sql} AS r
             JOIN claude_batch.chunks AS c ON c.chunk_id = r._chunk_id
             WHERE c.materialization_id = $materialization_id AND c.state = 'landed'
                 AND NOT c.is_copy
@@ -79,7 +79,8 @@ def _choose_standing(plan: Plan) -> bool:
                 SELECT 1 FROM sent AS later WHERE later._chunk_id > q._chunk_id AND {later})
             AND EXISTS (
                 SELECT 1 FROM {declaration.answers.sql} AS here WHERE {this_row}
-                    AND here._request_hash IS DISTINCT FROM q._request_hash)
+                    AND here._request_hash IS DISTINCT FROM q._request_hash
+                    AND here._answered_at < q.landed_at)
         """,
         {"materialization_id": plan.materialization.materialization_id},
     )

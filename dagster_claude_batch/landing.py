@@ -30,8 +30,8 @@ _LANDED = "temp.claude_batch_landed"
 class Landing:
     """Everything about one chunk that has come back, or never will.
 
-    ``absent`` is what requests without a result are. ``is_late``: the materialization's time is
-    over, so what it had cancelled has expired.
+    ``absent`` is what requests without a result are. ``was_cancelled``: by whomever; where the time
+    of its materialization is over, it was for that, and what was cancelled has expired.
     """
 
     chunk: Chunk
@@ -40,7 +40,7 @@ class Landing:
     ended_at: datetime | None = None
     staged: pa.Table = field(default_factory=STAGED.empty_table)
     absent: Absent = MISSING
-    is_late: bool = False
+    was_cancelled: bool = False
 
 
 _RESULT_TYPES = ("succeeded", "errored", "canceled", "expired")
@@ -67,7 +67,7 @@ def land(plan: Plan, landing: Landing) -> None:
     restore_tables(connection, declaration, plan.registered)
     _gather(connection, declaration, plan.registered, landing)
     _share_out(connection)
-    if landing.is_late:
+    if landing.was_cancelled and plan.is_overdue:
         _let_cancelled_expire(connection)
     _judge_retries(connection, chunk, plan.materialization)
     _uncount_halted(connection, plan.materialization)
@@ -103,7 +103,8 @@ def _gather(
         CREATE OR REPLACE TEMP TABLE claude_batch_landed AS
         SELECT {keys}, q._ordinal, q._position, q._partition, q._request_hash,
             q._attempt - $not_attempted AS _attempts,
-            s.answer, CASE WHEN s.ordinal IS NULL THEN $absent ELSE s.outcome END AS _error_type,
+            s.answer AS _answer,
+            CASE WHEN s.ordinal IS NULL THEN $absent ELSE s.outcome END AS _error_type,
             CASE WHEN s.ordinal IS NULL THEN $absent_message ELSE s.error_message END
                 AS _error_message,
             false AS _retryable, s.stop_reason AS _stop_reason, s.response AS _response,
@@ -143,13 +144,13 @@ def _share_out(connection: Connection) -> None:
     if not shares:
         return
     tokens = [name for name in ledger.USAGE_COLUMNS if name != "_cost_usd"]
-    of_rows = [f"{name} * (nth + 1) // n - {name} * nth // n AS {name}" for name in tokens]
-    up_to = "(_cost_usd * {} / n)::" + USD_TYPE
-    of_rows.append(f"{up_to.format('(nth + 1)')} - {up_to.format('nth')} AS _cost_usd")
+    of_rows = [f"{name} * (_nth + 1) // _n - {name} * _nth // _n AS {name}" for name in tokens]
+    up_to = "(_cost_usd * {} / _n)::" + USD_TYPE
+    of_rows.append(f"{up_to.format('(_nth + 1)')} - {up_to.format('_nth')} AS _cost_usd")
     connection.execute(
         f"CREATE OR REPLACE TEMP TABLE claude_batch_landed AS "
-        f"SELECT * EXCLUDE (n, nth) REPLACE ({', '.join(of_rows)}) FROM (SELECT *, "
-        f"count(*) OVER request AS n, row_number() OVER request - 1 AS nth FROM {_LANDED} "
+        f"SELECT * EXCLUDE (_n, _nth) REPLACE ({', '.join(of_rows)}) FROM (SELECT *, "
+        f"count(*) OVER request AS _n, row_number() OVER request - 1 AS _nth FROM {_LANDED} "
         "WINDOW request AS (PARTITION BY _ordinal))"
     )
 
@@ -325,8 +326,8 @@ def _write_answers(connection: Connection, declaration: Declaration, now: dateti
     connection.execute(
         f"""
         INSERT INTO {declaration.answers.sql} ({", ".join([*carried, *output, *own])}, _answered_at)
-        SELECT {", ".join([*carried, *(f"answer.{name}" for name in output), *own])}, $now
-        FROM (SELECT * REPLACE (json_transform_strict(answer, $structure) AS answer)
+        SELECT {", ".join([*carried, *(f"_answer.{name}" for name in output), *own])}, $now
+        FROM (SELECT * REPLACE (json_transform_strict(_answer, $structure) AS _answer)
               FROM {_LANDED} WHERE _error_type IS NULL) AS l
         """,
         {"now": now, "structure": declaration.output.transform_structure},

@@ -431,8 +431,13 @@ def end_materialization(
     return bool(moved)
 
 
-def note_model_limit(connection: Connection, materialization_id: str, max_tokens: int) -> None:
-    """Keep the model's own limit of `max_tokens`, which bounds how far attempts may grow."""
+def note_model_limit(
+    connection: Connection, materialization_id: str, max_tokens: int | None
+) -> None:
+    """Keep the model's own limit of `max_tokens`, which bounds how far attempts may grow.
+
+    None forgets it, so that the model is checked again.
+    """
     connection.execute(
         "UPDATE claude_batch.materializations SET model_max_tokens = $max_tokens "
         "WHERE materialization_id = $materialization_id",

@@ -26,12 +26,30 @@ class Group:
 
 def groups_of(plan: Plan) -> Iterator[Group]:
     """The groups of the due rows, those first that are sent first."""
+    found = _groups(plan)
+    if len(found) > 1 and plan.declaration.deduplicate:
+        _bring_together(plan)
+        found = _groups(plan)
+    yield from found
+
+
+def _groups(plan: Plan) -> list[Group]:
     found = rows(
         plan.connection,
         f"SELECT DISTINCT attempt, max_tokens, alone, held_back FROM {DUE} "
         "ORDER BY held_back, attempt, max_tokens, alone",
     )
-    yield from (Group(*values) for values in found)
+    return [Group(*values) for values in found]
+
+
+def _bring_together(plan: Plan) -> None:
+    """Let rows that ask the same be in one group, as the one of them that has come farthest."""
+    plan.connection.execute(
+        f"UPDATE {DUE} AS due SET attempt = q.attempt, max_tokens = q.max_tokens, alone = q.alone, "
+        "held_back = q.held_back FROM (SELECT hash, max(attempt) AS attempt, "
+        "max(max_tokens) AS max_tokens, bool_or(alone) AS alone, bool_and(held_back) AS held_back "
+        f"FROM {DUE} GROUP BY hash HAVING count(*) > 1) AS q WHERE due.hash = q.hash"
+    )
 
 
 def rows_per_request(plan: Plan, group: Group) -> int:

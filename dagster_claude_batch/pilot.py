@@ -19,10 +19,16 @@ def is_flying(plan: Plan) -> bool:
     )
 
 
+def has_flown(plan: Plan) -> bool:
+    """Whether anything was sent: its rows may have left, or others may have asked the same."""
+    sent, _ = _counts(plan)
+    return sent > 0
+
+
 def has_come_back_well(plan: Plan) -> bool:
     """Whether no larger share of the rows sent so far has failed than is tolerated."""
     sent, answered = _counts(plan)
-    return sent - answered <= plan.declaration.max_failure_rate * sent
+    return sent > 0 and sent - answered <= plan.declaration.max_failure_rate * sent
 
 
 def send_the_rest(plan: Plan) -> int:
@@ -73,5 +79,5 @@ def _sent(plan: Plan) -> str:
     return (
         f"{plan.registered.requests.sql} AS q JOIN claude_batch.chunks AS c "
         "ON c.chunk_id = q._chunk_id WHERE c.materialization_id = $identity "
-        "AND c.state = 'landed' AND NOT c.is_copy"
+        "AND c.state = 'landed' AND NOT c.is_copy AND NOT c.adopted"
     )

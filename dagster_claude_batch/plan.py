@@ -38,6 +38,14 @@ class Plan:
         keys = [key for key in self.materialization.partitions if key is not None]
         return {"all_rows": self.materialization.partitions == (None,), "partitions": keys}
 
+    @property
+    def is_overdue(self) -> bool:
+        """Whether the materialization is to end with what it has."""
+        longest = self.declaration.max_wait
+        if longest is None or self.materialization.state != "open":
+            return False
+        return self.now >= self.materialization.started_at + longest
+
     def of_owner(self, chunk: Chunk) -> "Plan":
         """The same for the materialization that a chunk belongs to now, and as it is now."""
         owner = owner_of(self.connection, chunk)

@@ -10,6 +10,7 @@ from dagster_claude_batch.chunks import (
     Chunk,
     insert_chunk,
     planned_chunk,
+    release,
     resize_chunk,
 )
 from dagster_claude_batch.due import (
@@ -32,7 +33,7 @@ from dagster_claude_batch.numbering import (
     number_requests,
     rows_per_request,
 )
-from dagster_claude_batch.outstanding import held_elsewhere
+from dagster_claude_batch.outstanding import chunks_of, held_elsewhere
 from dagster_claude_batch.plan import Plan
 from dagster_claude_batch.settling import row_examples
 from dagster_claude_batch.source import PartitionSlice
@@ -68,7 +69,8 @@ def plan_retries(
     """
     if not choose_retries(plan, slices, only_unasked=only_unasked):
         return 0
-    return _plan_chunks(plan) + _leave_to_others(plan)
+    planned = _plan_chunks(plan)
+    return planned if only_unasked else planned + _leave_to_others(plan)
 
 
 def replan(plan: Plan, chunk: Chunk, slices: Sequence[PartitionSlice]) -> None:
@@ -77,7 +79,7 @@ def replan(plan: Plan, chunk: Chunk, slices: Sequence[PartitionSlice]) -> None:
     Raises:
         LostChunkError: It is not planned any more.
     """
-    choose_again(plan, chunk, slices)
+    choose_again(plan, [chunk], slices)
     plan.connection.execute(
         f"DELETE FROM {plan.registered.requests.sql} WHERE _chunk_id = $chunk_id",
         {"chunk_id": chunk.chunk_id},
@@ -85,6 +87,21 @@ def replan(plan: Plan, chunk: Chunk, slices: Sequence[PartitionSlice]) -> None:
     resize_chunk(plan.connection, chunk, requests=0, size=0)
     _plan_chunks(plan)
     _leave_to_others(plan)
+
+
+def plan_next_pilot(plan: Plan, slices: Sequence[PartitionSlice]) -> int:
+    """Plan another pilot of what is held back, for nothing came of the first; how many rows."""
+    identity = plan.materialization.materialization_id
+    held = chunks_of(plan.connection, [identity], ["held_back"])
+    choose_again(plan, held, slices)
+    plan.connection.execute(
+        f"DELETE FROM {plan.registered.requests.sql} "
+        "WHERE _chunk_id IN (SELECT unnest($chunk_ids::BIGINT[]))",
+        {"chunk_ids": [chunk.chunk_id for chunk in held]},
+    )
+    release(plan.connection, identity, "dissolved")
+    hold_back_after(plan, plan.declaration.pilot or 1)
+    return _plan_chunks(plan) + _leave_to_others(plan)
 
 
 # --- what others have out -------------------------------------------------------------------
@@ -121,8 +138,8 @@ def _note_elsewhere(plan: Plan, *, attempt: int, max_tokens: int) -> None:
         f"INSERT INTO {plan.registered.requests.sql} ({our_columns(plan.declaration)}, _chunk_id, "
         f"_ordinal, _position, _partition, _request_hash, _attempt) "
         f"SELECT {selected_columns(plan.declaration)}, $chunk_id, row_number() OVER () - 1, 0, "
-        f"partition, hash, $attempt FROM {DUE}",
-        {"chunk_id": chunk_id, "attempt": attempt},
+        f"partition, hash, attempt FROM {DUE}",
+        {"chunk_id": chunk_id},
     )
 
 

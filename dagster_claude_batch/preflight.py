@@ -8,7 +8,7 @@ import anthropic
 from anthropic.types import ModelCapabilities, ModelInfo
 
 from dagster_claude_batch import ledger
-from dagster_claude_batch.bodies import Body, first_params
+from dagster_claude_batch.bodies import Body, example_params
 from dagster_claude_batch.declaration import Declaration
 from dagster_claude_batch.doubt import CLOCK_SKEW
 from dagster_claude_batch.errors import (
@@ -68,18 +68,39 @@ def check_model(bench: Workbench, materialization: Materialization) -> None:
 
 
 def check_shape(bench: Workbench, materialization: Materialization, body: Body) -> None:
-    """Let the API look at one request as it will be sent, for nothing: it counts its tokens.
+    """Let the API look at a request as it will be sent, for nothing: it counts its tokens.
 
-    An API that cannot be reached blocks nothing, nor does one that counts none.
+    If it would refuse it, another one shows whether that is for its row alone, which then fails
+    alone; so does an only one. An API that cannot be reached blocks nothing, nor one that counts
+    none.
 
     Raises:
-        RequestRefusedError: It would refuse it. The materialization is closed.
+        RequestRefusedError: It would refuse all. The materialization is closed.
     """
+    first, *others = example_params(body, _LOOKED_AT)
     try:
-        count_tokens(bench, first_params(body))
+        count_tokens(bench, first)
+    except RequestRefusedError as refused:
+        if not others or _is_accepted(bench, others[0]):
+            bench.log.warning("The API would refuse a request, of one row alone.")
+            return
+        if not bench.close(materialization, if_unsent=True):
+            # Whoever works on it too has to look as well, before it sends.
+            identity = materialization.materialization_id
+            bench.warehouse.transact(
+                lambda connection: ledger.note_model_limit(connection, identity, None)
+            )
+        raise refused from None
+
+
+_LOOKED_AT: Final = 2
+
+
+def _is_accepted(bench: Workbench, params: Mapping[str, Any]) -> bool:
+    try:
+        return count_tokens(bench, params) is not None
     except RequestRefusedError:
-        bench.close(materialization, if_unsent=True)
-        raise
+        return False
 
 
 def count_tokens(bench: Workbench, params: Mapping[str, Any]) -> int | None:

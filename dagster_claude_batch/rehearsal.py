@@ -111,7 +111,7 @@ def _rehearsed(
     here = "q._partition IS NOT DISTINCT FROM $partition"
     of_partition = (
         f"SELECT q._chunk_id, q._ordinal, count(*) FILTER ({here}) AS here, "
-        f"arg_min({here}, (q._position, q.rowid)) AS is_ours "
+        "min(q._partition) IS NOT DISTINCT FROM $partition AS is_ours "
         f"FROM {requests} AS q WHERE q._chunk_id IN (SELECT chunk_id FROM ({_PLANNED})) "
         "GROUP BY ALL"
     )

@@ -207,10 +207,11 @@ _REQUESTS_HERE = """
 def _sent(
     connection: Connection, registered: LedgerAsset, ids: Sequence[str], partition: str | None
 ) -> tuple[Any, ...]:
+    first = _is_first(registered)
     found = row(
         connection,
-        "SELECT count(DISTINCT (q._chunk_id, q._ordinal)), "
-        "count(DISTINCT (q._chunk_id, q._ordinal)) FILTER (q._attempt > 1), "
+        f"SELECT count(DISTINCT (q._chunk_id, q._ordinal)) FILTER ({first}), "
+        f"count(DISTINCT (q._chunk_id, q._ordinal)) FILTER (q._attempt > 1 AND {first}), "
         "coalesce(sum(q._input_tokens), 0), coalesce(sum(q._output_tokens), 0), "
         "coalesce(sum(q._cache_read_tokens), 0), coalesce(sum(q._cache_write_tokens), 0), "
         f"CASE WHEN count(*) = 0 THEN 0 ELSE {sum_if_known('q._cost_usd')} END, "
@@ -222,6 +223,14 @@ def _sent(
     )
     counts = [int(value) for value in found[:6]]
     return (*counts, *found[6:])
+
+
+def _is_first(registered: LedgerAsset, alike: str = "") -> str:
+    """Whether a request ``q`` counts for this partition: for the first of those that share it."""
+    return (
+        f"NOT EXISTS (SELECT 1 FROM {registered.requests.sql} AS o WHERE o._chunk_id = q._chunk_id "
+        f"AND o._ordinal = q._ordinal AND o._partition < q._partition {alike})"
+    )
 
 
 def _reused(
@@ -248,6 +257,7 @@ def _together(
     (count,) = row(
         connection,
         "SELECT count(*) - count(DISTINCT (q._chunk_id, q._ordinal, q._position)) "
+        f"FILTER ({_is_first(registered, 'AND o._position = q._position')}) "
         + _REQUESTS_HERE.format(requests=registered.requests.sql)
         + " AND q._outcome = 'answer'",
         {"ids": list(ids), "partition": partition},
@@ -286,7 +296,8 @@ def _kept(
         f"SELECT count(*) FROM {declaration.answers.sql} AS a WHERE "
         "a._partition IS NOT DISTINCT FROM $partition AND EXISTS (SELECT 1 "
         + _REQUESTS_HERE.format(requests=registered.requests.sql)
-        + f" AND {keys} AND q._outcome <> 'answer' AND NOT a._batch_id IN (SELECT batch_id "
+        + f" AND {keys} AND q._outcome <> 'answer' AND a._answered_at < c.landed_at "
+        "AND NOT a._batch_id IN (SELECT batch_id "
         "FROM claude_batch.chunks WHERE materialization_id IN (SELECT unnest($ids::VARCHAR[])) "
         "AND batch_id IS NOT NULL))",
         {"ids": list(ids), "partition": partition},

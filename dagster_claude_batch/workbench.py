@@ -184,7 +184,11 @@ class Workbench:
 
         A run of several partitions was cancelled, and these are now materialized one by one.
         """
-        if materialization.state != "open" or not materialization.awaits:
+        if (
+            materialization.state != "open"
+            or not materialization.awaits
+            or self.is_overdue(materialization, self.claude.now())
+        ):
             return []
         return out_elsewhere(connection, materialization)
 

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 
 import httpx2
 import pytest
-from kit import Project, WiredClaude
+from kit import Project, RunOfTest, WiredClaude
 
 from dagster_claude_batch.errors import (
     ClockError,
@@ -14,6 +14,7 @@ from dagster_claude_batch.errors import (
     RequestRefusedError,
     UnreadableAnswerError,
 )
+from dagster_claude_batch.ledger import MaterializationConfig
 
 Make = Callable[..., Project]
 CREATE = "POST /v1/messages/batches"
@@ -167,12 +168,12 @@ def test_a_slow_answer_is_no_wrong_clock(tweets: Project) -> None:
 # --- one request, looked at before any is sent --------------------------------------------------
 
 
-@pytest.mark.parametrize("rows", [1, 10])
-def test_a_request_that_the_api_would_refuse_stops_all_before_anything_is_sent(
+@pytest.mark.parametrize("rows", [2, 10])
+def test_requests_that_the_api_would_refuse_stop_all_before_anything_is_sent(
     project: Make, rows: int
 ) -> None:
     made = project(params={"thinking": {"type": "enabled", "budget_tokens": 2_000}})
-    made.load([("tweets", f"t{n}", "x") for n in range(rows)])
+    made.load([("tweets", f"t{n}", f"x{n}") for n in range(rows)])
 
     with pytest.raises(RequestRefusedError, match=r"'sentiment': thinking\.type") as raised:
         made.start()
@@ -182,6 +183,34 @@ def test_a_request_that_the_api_would_refuse_stops_all_before_anything_is_sent(
     assert made.chunk_states() == {"dissolved": 1}
     made.declare()
     assert len(made.materialize().rows) == rows
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+def test_a_row_that_the_api_would_refuse_fails_alone_wherever_it_stands(
+    project: Make, rows: int
+) -> None:
+    made = project(max_failure_rate=0.5)
+    made.load([("tweets", f"t{n}", "x") for n in range(rows)])
+    made.sql("UPDATE texts SET text = repeat('x ', 3000000) WHERE id = 't0'")
+
+    made.materialize()
+
+    assert made.failures() == [("t0", "invalid_request_error")]
+    assert len(made.answers()) == rows - 1
+
+
+def test_what_would_be_refused_is_sent_by_no_other_run_either(project: Make) -> None:
+    made = project(params={"thinking": {"type": "enabled", "budget_tokens": 2_000}})
+    made.load([("tweets", f"t{n}", f"x{n}") for n in range(5)])
+    runs = [RunOfTest(made, made.engine()) for _ in range(2)]
+    for run in runs:
+        run.materializations = run.engine.attach(["tweets"], MaterializationConfig())
+
+    for run in runs:
+        with pytest.raises(RequestRefusedError):
+            run.advance()
+
+    assert made.wire.posts() == 0
 
 
 def test_each_materialization_has_one_request_looked_at(tweets: Project) -> None:

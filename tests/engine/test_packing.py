@@ -3,9 +3,11 @@
 import json
 import stat
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
+import httpx2
 import pytest
 from kit import Project, rows_in
 from pydantic import BaseModel, Field
@@ -384,3 +386,53 @@ def test_answers_come_back_although_rows_share_no_request_any_more(packed: Proje
     assert packed.start(run_id="the-run").waiting is None
     assert len(packed.answers()) == 10
     assert len(run.materializations) == 1
+
+
+def test_requests_that_were_planned_for_several_rows_are_planned_anew_for_one(
+    project: Make,
+) -> None:
+    made = project(
+        prompt=PROMPT, rows_per_request=4, chunk_size=1, claude={"max_in_flight_requests": 1}
+    )
+    made.load([("tweets", f"t{n}", f"Tweet number {n}") for n in range(8)])
+    made.start(run_id="the-run")
+    made.declare(prompt=PROMPT, chunk_size=1)
+    for _ in range(8):
+        made.end_batches()
+        if made.start(run_id="the-run").waiting is None:
+            break
+
+    assert made.answers("id, _attempts") == [(f"t{n}", 1) for n in range(8)]
+    assert len(made.claude.simulator.bill()) == 5
+
+
+def test_what_is_left_of_requests_that_nobody_has_seen_is_put_together_anew(
+    packed: Project,
+) -> None:
+    packed.load([("tweets", f"t{n}", f"Tweet number {n}") for n in (0, 2)])
+    packed.materialize()
+    packed.load([("tweets", f"t{n}", f"Tweet number {n}") for n in range(4)])
+    packed.wire.lose_call("POST /v1/messages/batches", httpx2.ReadTimeout)
+    refresh = packed.start(refresh=True)
+    refresh.engine.cancel(refresh.materializations[0])
+    run = packed.start()
+    packed.claude.simulator.advance(timedelta(hours=1))
+
+    run.advance()
+    packed.end_batches()
+
+    assert run.advance() is None
+    assert packed.answers("id, _attempts") == [(f"t{n}", 1) for n in range(4)]
+
+
+def test_a_failed_row_and_a_new_one_that_ask_the_same_are_asked_once(project: Make) -> None:
+    made = project(prompt="Rate it now: {{ text }}", rows_per_request=2, max_attempts=1)
+    made.load([("tweets", "t1", "good")])
+    made.script.ends_with("good", "expired", None)
+    made.materialize()
+    made.sql("INSERT INTO texts VALUES ('tweets', 't2', 'good')")
+
+    made.materialize()
+
+    assert made.answers() == ["t1", "t2"]
+    assert len(made.claude.simulator.bill()) == 1

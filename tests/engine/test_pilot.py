@@ -5,7 +5,11 @@ from collections.abc import Callable
 import pytest
 from kit import Project, RunOfTest
 
-from dagster_claude_batch.errors import MaterializationDoneError, PilotFailedError
+from dagster_claude_batch.errors import (
+    AccountHaltedError,
+    MaterializationDoneError,
+    PilotFailedError,
+)
 from dagster_claude_batch.ledger import MaterializationConfig
 
 Make = Callable[..., Project]
@@ -192,3 +196,66 @@ def test_a_dry_run_shows_all_that_may_be_sent(piloted: Project) -> None:
 
     assert (rehearsal.rows, rehearsal.chunks) == (10, 2)
     assert piloted.wire.posts() == 0
+
+
+def test_a_pilot_is_judged_by_its_own_rows(project: Make) -> None:
+    made = project(pilot=3, max_failure_rate=0.5, max_attempts=1)
+    made.load([("tweets", f"t{n}", f"Tweet number {n}") for n in range(20)])
+    for word in ("3", "4", "5"):
+        made.script.ends_with(word, "refusal")
+    made.start(limit=3)
+    run = made.start()  # takes over the three that are out
+    made.end_batches()
+
+    with pytest.raises(PilotFailedError, match="3 of its 3 rows"):
+        run.advance()
+
+
+def test_a_pilot_whose_rows_have_left_is_followed_by_another(project: Make) -> None:
+    made = project(pilot=1)
+    made.load([("tweets", f"t{n}", f"Tweet {n}") for n in range(5)])
+    run = RunOfTest(made, made.engine())
+    run.materializations = run.engine.attach(["tweets"], MaterializationConfig())
+    made.remove("t0")
+
+    run.advance()
+    assert made.sent().batches == [["t1"]]
+
+    made.end_batches()
+    run.advance()
+    assert [len(batch) for batch in made.sent().batches] == [1, 3]
+    made.end_batches()
+    assert run.advance() is None
+
+
+def test_a_pilot_that_others_have_asked_in_vain_is_asked_by_itself(project: Make) -> None:
+    made = project(prompt="Rate it now: {{ text }}", pilot=1, max_attempts=1)
+    made.load([("tweets", "t1", "bad")])
+    for key, text in (("r1", "bad"), ("r2", "x"), ("r3", "y")):
+        made.sql("INSERT INTO texts VALUES ('reviews', $key, $text)", key=key, text=text)
+    made.script.ends_with("bad", "refusal")
+    late = RunOfTest(made, made.engine())
+    late.materializations = late.engine.attach(["reviews"], MaterializationConfig())
+    tweets = made.start("tweets")
+    late.advance()
+    made.end_batches()
+    tweets.advance()
+    late.advance()
+    made.end_batches()
+
+    with pytest.raises(PilotFailedError, match="1 of its 1 rows"):
+        late.advance()
+
+    assert [len(batch) for batch in made.sent().batches] == [1, 1]
+
+
+def test_a_halted_account_says_how_many_rows_are_left(project: Make) -> None:
+    made = project(pilot=3)
+    made.load([("tweets", f"t{n}", f"Tweet number {n}") for n in range(10)])
+    for word in ("0", "1", "2"):
+        made.script.ends_with(word, "errored:billing_error")
+    run = made.start()
+    made.end_batches()
+
+    with pytest.raises(AccountHaltedError, match=" 10 rows"):
+        run.advance()

@@ -5,6 +5,7 @@ from decimal import Decimal
 
 import pytest
 from kit import Project, RunOfTest
+from pydantic import BaseModel
 
 from dagster_claude_batch.ledger import MaterializationConfig
 
@@ -159,6 +160,93 @@ def test_a_row_that_changes_before_it_is_sent_leaves_the_others_theirs(project: 
     assert _billed(made) == 3
 
 
+def test_a_row_under_a_new_key_uses_the_answer_that_its_old_one_has_left(same: Project) -> None:
+    same.materialize("tweets")
+    same.load([("tweets", "x1", "good")])
+    same.materialize("tweets")
+    same.load([("tweets", "y1", "bad")])
+
+    assert same.materialize("tweets").rows == []
+    assert same.answers("id, _attempts") == [("y1", 0)]
+
+
+class Odd(BaseModel):
+    """Its fields are called as columns of a selected relation are."""
+
+    partition: str
+    k0: str
+    i0: str
+
+
+def test_names_of_the_output_do_not_get_in_the_way(project: Make) -> None:
+    made = project(prompt="Rate it now: {{ text }}", output=Odd, include=["text"])
+    made.load([("tweets", "t1", "good"), ("reviews", "r1", "good")])
+    made.script.replies_with("good", '{"partition": "P", "k0": "K", "i0": "I"}')
+
+    made.materialize("tweets")
+    made.materialize("reviews")
+
+    assert made.answers('id, "partition", k0, i0') == [("r1", "P", "K", "I"), ("t1", "P", "K", "I")]
+
+
+@pytest.mark.parametrize(
+    "name", ["n", "nth", "answer", "packed", "elsewhere", "given_up", "max_tokens", "hash", "place"]
+)
+def test_names_of_carried_columns_do_not_get_in_the_way(project: Make, name: str) -> None:
+    made = project(source="odd", prompt="Rate it now: {{ text }}", include=[name])
+    made.sql(f"CREATE TABLE odd (corpus VARCHAR, id VARCHAR, text VARCHAR, {name} VARCHAR)")
+    for key, text in (("a", "good"), ("b", "good"), ("c", "bad")):
+        made.sql("INSERT INTO odd VALUES ('tweets', $key, $text, $key)", key=key, text=text)
+    made.script.ends_with("bad", "expired", None)
+
+    made.materialize()
+
+    assert made.answers(f"id, {name}") == [("a", "a"), ("b", "b"), ("c", "c")]
+
+
+def test_an_answer_that_serves_a_row_stands_although_the_row_had_failed_before(
+    project: Make,
+) -> None:
+    made = project(prompt="Rate it now: {{ text }}")
+    made.load([("tweets", "t1", "bad"), ("reviews", "r1", "good")])
+    made.materialize("reviews")
+    made.script.ends_with("bad", "expired")
+    run = made.start("tweets")
+    made.change("t1", "good")
+
+    _to_the_end(run)
+
+    assert made.failures() == []
+    assert made.answers() == ["r1", "t1"]
+
+
+def test_a_row_that_is_served_after_an_attempt_carries_what_that_cost(same: Project) -> None:
+    same.script.ends_with("bad", "invalid_output", None)
+    reviews = same.start("reviews")
+    same.end_batches()
+    tweets = same.start("tweets")
+    same.end_batches()
+    tweets.advance()
+
+    _to_the_end(reviews, tweets)
+
+    bill = sum(each.usage["input_tokens"] for each in same.claude.simulator.bill())
+    assert same.sql("SELECT sum(_input_tokens)::INT FROM main.sentiment") == [(bill,)]
+    assert reviews.report("reviews").kept_despite_failure == 0
+
+
+def test_a_request_counts_for_one_of_the_partitions_that_share_it(project: Make) -> None:
+    made = project(prompt="Rate it now: {{ text }}")
+    made.load([("tweets", "t1", "good"), ("reviews", "r1", "good")])
+    (first, second) = made.engine().rehearse(BOTH, MaterializationConfig()).partitions
+    run = made.start(*BOTH)
+    _to_the_end(run)
+
+    tweets, reviews = run.report("tweets"), run.report("reviews")
+    assert (tweets.sent, reviews.sent) == (first.requests, second.requests) == (0, 1)
+    assert (tweets.deduplicated, reviews.deduplicated) == (1, 0)
+
+
 # --- several materializations at once -----------------------------------------------------------
 
 
@@ -193,6 +281,20 @@ def test_a_row_whose_question_failed_for_others_is_asked_itself(same: Project) -
 
     assert same.failures() == [("t2", "refusal")]
     assert same.answers() == ["r1", "r2", "t1", "t3"]
+
+
+@pytest.mark.parametrize("last", [None, "refusal"], ids=["answered", "failed"])
+def test_a_row_that_was_left_to_others_twice_has_one_outcome(
+    same: Project, last: str | None
+) -> None:
+    same.script.ends_with("bad", "expired", "refusal", last)
+    tweets, reviews = same.start("tweets"), same.start("reviews")
+
+    _to_the_end(tweets, reviews)
+
+    left = [] if last is None else [("r1", "refusal")]
+    assert same.failures() == [*left, ("t2", "refusal")]
+    assert same.answers() == [*(["r1"] if last is None else []), "r2", "t1", "t3"]
 
 
 def test_two_that_plan_at_the_same_moment_send_once(same: Project) -> None:

@@ -115,3 +115,32 @@ def test_no_retry_is_planned_after_the_deadline(project: Make) -> None:
 
     assert made.failures() == [("t2", "api_error")]
     assert made.materialize().rows == ["t2"]
+
+
+def test_nobody_waits_longer_for_what_others_have_out(project: Make) -> None:
+    made = project(prompt="Rate it now: {{ text }}", max_attempts=1)
+    made.load([("tweets", "t1", "good"), ("reviews", "r1", "good"), ("reviews", "r2", "bad")])
+    made.start("tweets")
+    made.declare(prompt="Rate it now: {{ text }}", max_attempts=1, max_wait_hours=1)
+    reviews = made.start("reviews")
+    made.claude.simulator.advance(timedelta(hours=1, minutes=1))
+    reviews.advance()  # cancels its own batch
+    made.claude.simulator.advance(timedelta(minutes=20))
+
+    assert reviews.advance() is None
+    assert made.failures() == [("r1", "expired"), ("r2", "expired")]
+
+
+def test_what_was_cancelled_in_time_has_expired_whoever_lands_it(project: Make) -> None:
+    made = project(prompt="Rate it now: {{ text }}", max_wait_hours=1, max_attempts=1)
+    made.load([("tweets", "t1", "good"), ("reviews", "r1", "good")])
+    tweets = made.start("tweets")
+    made.claude.simulator.advance(timedelta(minutes=50))
+    reviews = made.start("reviews")
+    made.claude.simulator.advance(timedelta(minutes=11))
+    tweets.advance()  # cancels its own batch
+    made.claude.simulator.advance(timedelta(minutes=20))
+
+    reviews.advance()
+
+    assert made.failures() == [("t1", "expired")]

@@ -34,6 +34,7 @@ VERBS: Final = frozenset(
 NOT_THE_ENGINE: Final = {
     "sensor": "has no ledger and pays for nothing; what it reads is asked again at its next tick",
     "estimate": "only reads, and pays for nothing",
+    "preflight.check_shape:transact": "no world refuses all: tests/engine/test_first_mistakes",
     "preflight.count_tokens:count_tokens": "only reads, and pays for nothing",
     "report": "only reads, after everything has landed",
     "advance.Engine.partitions_of_run:transact": "only reads, before anything else is done",

@@ -95,11 +95,24 @@ def _kept(world: "World", ledger: _Ledger) -> Iterator[Violation]:
             if request.key not in landed or moment > landed[request.key][0]:
                 landed[request.key] = moment, request
     kept = kept_answers(world)
-    for _, request in landed.values():
-        if request.identity not in kept:
+    later = _answers_of_strays(world, ledger, kept)
+    for moment, request in landed.values():
+        is_replaced = request.key in later and later[request.key] > moment
+        if request.identity not in kept and not is_replaced:
             name = world.books.name(request.batch_id)
             yield Violation("c", f"the last answer to {request.key}, of {name}, is in no table")
     yield from _strays_kept(world, kept, set(landed))
+
+
+def _answers_of_strays(
+    world: "World", ledger: _Ledger, kept: dict[tuple[str, str], str]
+) -> dict[str, Any]:
+    """When the rows were answered for which a second copy's answer stands."""
+    return {
+        request.key: ledger.chunks[request.batch_id]["landed_at"]
+        for request in world.books.requests()
+        if request.batch_id in world.books.strays and kept.get(request.identity) == "answers"
+    }
 
 
 def _not_landed(world: "World", ledger: _Ledger, request: Request) -> str | None:
