@@ -73,6 +73,8 @@ class GatedTransport(httpx2.BaseTransport):
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         call = f"{request.url.path} {request.read().decode(errors='replace')}"
+        if request.url.path.endswith("/count_tokens"):  # pays for nothing, and decides nothing
+            return SimulatorTransport(self.simulator).handle_request(request)
         for gate in self._closed("before", request.method, call):
             gate.stop()
         for gate in self._closed("refused", request.method, call):
