@@ -63,7 +63,7 @@ def translated_sibling() -> None: ...
 
 
 with_downstream = [
-    asked("backfilled", max_failure_rate=0.1),
+    asked("backfilled", max_failure_rate=0.1, deduplicate=False),
     asked("mixed", source=mixed_source, **whole),
     asked("unpartitioned", **whole),
     asked("daily", partitions_def=DAYS, partition_expr="written_at"),
@@ -81,7 +81,7 @@ def mixed_summary() -> None: ...
 
 alone = [
     asked("asked_again"),
-    asked("failing", max_attempts=2),
+    asked("failing", max_attempts=2, deduplicate=False),
     asked("unwatched", claude_resource="claude_unwatched"),
     asked("switched_off"),
     asked("waiting_in_the_run"),

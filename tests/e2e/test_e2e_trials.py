@@ -1,5 +1,6 @@
 """Runs that ask some rows, or none: from the launchpad, and refused in a backfill."""
 
+import pytest
 from e2e_situations import Shown, record
 from e2e_stage import Stage
 
@@ -78,6 +79,7 @@ def test_after_a_pilot_the_rest_is_sent_without_anybody(stage: Stage) -> None:
     record("pilot: it comes back well", waiting_again, at_the_end)
 
 
+@pytest.mark.exhaustive
 def test_after_a_pilot_that_failed_nothing_more_is_sent(stage: Stage) -> None:
     stage.ask("pilot_fails", 10)
     stage.sql("UPDATE pilot_fails_source SET review = review || ' refused'")
