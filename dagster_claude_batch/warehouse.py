@@ -17,6 +17,7 @@ import duckdb
 import pyarrow as pa
 
 from dagster_claude_batch import duckdb_errors
+from dagster_claude_batch.database_file import head_of
 from dagster_claude_batch.errors import (
     DatabaseFailedError,
     DatabaseLockedError,
@@ -115,15 +116,30 @@ class Warehouse:
             if self.has_ledger:
                 self.require_file()
             try:
-                connection = stack.enter_context(self.open_connection())
+                connection = self._open(stack)
             except duckdb.Error as error:
                 if not duckdb_errors.is_lock(error):
                     problem = duckdb_errors.problem_of(error)
                     raise DatabaseFailedError(self.name, problem) from error
                 patience.wait(error)
             else:
-                patience.end()
-                return connection
+                if connection is not None:
+                    patience.end()
+                    return connection
+
+    def _open(self, stack: ExitStack) -> Connection | None:
+        """Open the database; None if somebody has written it while it was being opened.
+
+        Then DuckDB may know only what was there before, and must not write: see `database_file`.
+        """
+        before = head_of(self.file)
+        with ExitStack() as opening:
+            connection = opening.enter_context(self.open_connection())
+            if head_of(self.file) != before:
+                connection.close()
+                return None
+            stack.push(opening.pop_all())
+            return connection
 
     def is_there(self) -> bool:
         """Whether opening the database would not make a new file."""

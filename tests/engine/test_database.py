@@ -20,15 +20,16 @@ import duckdb
 import httpx2
 import pytest
 from dagster_duckdb import DuckDBResource
-from kit import KEEPERS, Project, RunOfTest, as_it_is
+from kit import CONFIG, KEEPERS, Project, RunOfTest, as_it_is
 
+from dagster_claude_batch.database_file import head_of
 from dagster_claude_batch.errors import (
     DatabaseFailedError,
     DatabaseLockedError,
     LedgerLostError,
 )
 from dagster_claude_batch.ledger import MaterializationConfig
-from dagster_claude_batch.warehouse import Connection, Warehouse, read_arrow
+from dagster_claude_batch.warehouse import Connection, Warehouse, read_arrow, rows
 
 Make = Callable[..., Project]
 CREATE = "POST /v1/messages/batches"
@@ -404,6 +405,7 @@ WRITING = ("attach", "check the model", "intend", "record", "land", "end")
 
 def test_bodies_that_cannot_be_sent_are_closed(three: Project) -> None:
     three.rewire = partial(_failing_at, _lost_before, 5)
+    head_of(three.path)  # which keeps the database's file open, on purpose
     before = _open_files()
 
     with pytest.raises(DatabaseFailedError) as raised:
@@ -708,3 +710,78 @@ def test_a_file_that_may_not_be_opened_is_an_error(three: Project) -> None:
 
     three.path.chmod(0o644)
     _finish(three)
+
+
+# --- what DuckDB has not noticed ---------------------------------------------------------------
+
+_COMMIT = """
+import sys, duckdb
+with duckdb.connect(sys.argv[1], config={"custom_user_agent": "dagster"}) as connection:
+    connection.execute("CREATE TABLE others AS SELECT 1 AS one")
+"""
+
+
+def test_what_another_process_commits_while_the_database_is_being_opened_is_not_lost(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "warehouse.duckdb"
+    with duckdb.connect(str(file), config=CONFIG) as connection:
+        connection.execute("CREATE TABLE ours (one INTEGER)")
+    opened: list[int] = []
+
+    @contextmanager
+    def connect() -> Generator[Connection]:
+        opened.append(1)
+        if len(opened) == 1:  # DuckDB has read what it will not read again
+            subprocess.run([sys.executable, "-c", _COMMIT, str(file)], check=True)
+        with closing(duckdb.connect(str(file), config=CONFIG)) as connection:
+            yield connection
+
+    warehouse = Warehouse(connect, file=file)
+    warehouse.transact(lambda connection: connection.execute("INSERT INTO ours VALUES (1)"))
+
+    assert len(opened) == 2
+    assert warehouse.transact(lambda c: rows(c, "SELECT * FROM ours, others")) == [(1, 1)]
+
+
+_STRESS = """
+import random, sys, time
+from contextlib import closing, contextmanager
+from pathlib import Path
+import duckdb
+from dagster_claude_batch.warehouse import Warehouse
+
+file, me, seconds = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
+
+@contextmanager
+def connect():
+    with closing(duckdb.connect(str(file), config={"custom_user_agent": "dagster"})) as connection:
+        yield connection
+
+def work(connection):
+    connection.execute(f"CREATE TABLE t_{me}_{done} AS SELECT range AS i FROM range(50)")
+
+pause = lambda seconds: time.sleep(random.uniform(0.0005, 0.004))
+warehouse, done, until = Warehouse(connect, file=file, sleep=pause), 0, time.time() + seconds
+while time.time() < until:
+    warehouse.transact(work)
+    done += 1
+print(done)
+"""
+
+
+@pytest.mark.exhaustive
+def test_many_processes_lose_nothing_that_each_other_commits(tmp_path: Path) -> None:
+    file = str(tmp_path / "warehouse.duckdb")
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", _STRESS, file, str(n), "60"], stdout=subprocess.PIPE, text=True
+        )
+        for n in range(6)
+    ]
+    done = sum(int(process.communicate()[0]) for process in running)
+
+    with closing(duckdb.connect(file, config=CONFIG)) as connection:
+        found = connection.execute("SELECT count(*) FROM duckdb_tables()").fetchone()
+    assert found == (done,)
+    assert done > 50
