@@ -22,10 +22,10 @@ _opening: Final = threading.Lock()
 def head_of(file: Path | None) -> bytes | None:
     """The headers of a database file as they are on the disk now; None if there is none.
 
-    The file stays open as long as the process lives, unless it has many: closing any of a process's descriptors of a
-    file lets go of all its locks on it, DuckDB's among them.
+    The file stays open as long as the process lives, unless it has many: closing any of a
+    process's descriptors of a file lets go of all its locks on it, DuckDB's among them.
     """
-    if file is None:
+    if file is None or not hasattr(os, "pread"):
         return None
     try:
         inode = file.stat().st_ino
