@@ -117,9 +117,7 @@ def _as_blocks(content: object) -> list[dict[str, Any]]:
         return []
     if isinstance(content, str | Template):
         return [{"type": "text", "text": content}]
-    blocks = cast("list[object]", content)
-    # What stands for the blocks of several rows is none itself, and is not changed.
-    return [dict(each) if isinstance(each, dict) else each for each in blocks]  # pyright: ignore[reportUnknownArgumentType, reportReturnType]
+    return list(cast("list[dict[str, Any]]", content))
 
 
 def shared_tokens(tree: Mapping[str, Any]) -> int:

@@ -278,14 +278,20 @@ def test_an_older_ledger_knows_by_its_clocks_what_a_materialization_awaits(proje
     made.sql("UPDATE claude_batch.ledger SET version = 3")
 
     made.engine(run_id=reviews.engine.run.run_id).attach(["reviews"], MaterializationConfig())
-    for _ in range(6):
-        reviews.advance()
-        tweets.advance()
-        made.end_batches()
 
-    assert (tweets.waiting, reviews.waiting) == (None, None)
-    assert len(made.answers()) == 10
-    assert len(made.claude.simulator.bill()) == 10
+    _check_each_is_answered_once(made, reviews, tweets)
+
+
+def _check_each_is_answered_once(project: Project, *runs: RunOfTest) -> None:
+    """Let runs in turn come to their end, and see that each of ten rows was paid for once."""
+    for _ in range(6):
+        for run in runs:
+            run.advance()
+        project.end_batches()
+
+    assert [run.waiting for run in runs] == [None] * len(runs)
+    assert len(project.answers()) == 10
+    assert len(project.claude.simulator.bill()) == 10
 
 
 def test_what_is_sent_while_a_launch_waits_for_the_database_is_not_sent_again(
@@ -305,14 +311,8 @@ def test_what_is_sent_while_a_launch_waits_for_the_database_is_not_sent_again(
     _let_wait_for_the_database(reviews, meanwhile)
     reviews.materializations = reviews.engine.attach(["reviews"], MaterializationConfig())
     (tweets,) = runs
-    for _ in range(6):
-        reviews.advance()
-        tweets.advance()
-        made.end_batches()
 
-    assert (tweets.waiting, reviews.waiting) == (None, None)
-    assert len(made.answers()) == 10
-    assert len(made.claude.simulator.bill()) == 10
+    _check_each_is_answered_once(made, reviews, tweets)
 
 
 def _let_wait_for_the_database(run: RunOfTest, meanwhile: Callable[[], None]) -> None:
