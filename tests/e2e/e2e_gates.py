@@ -1,9 +1,11 @@
 """Gates: where a run stops, or is refused, because a test has closed the way there.
 
-A gate is a file that a test writes and a run's process finds, when it calls the API.
+A gate is a file that a test writes and a run's process finds, when it calls the API or logs.
 """
 
 import json
+import logging
+import os
 import threading
 from collections import Counter
 from contextlib import suppress
@@ -64,29 +66,14 @@ class Gate:
 
 
 @dataclass
-class GatedTransport(httpx2.BaseTransport):
-    """The simulator, at the end of a way with gates."""
+class Way:
+    """A way with gates, which a process goes."""
 
-    simulator: Simulator
     directory: Path
     _seen: Counter[str] = field(default_factory=Counter)
 
-    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
-        call = f"{request.url.path} {request.read().decode(errors='replace')}"
-        if request.url.path.endswith("/count_tokens"):  # pays for nothing, and decides nothing
-            return SimulatorTransport(self.simulator).handle_request(request)
-        for gate in self._closed("before", request.method, call):
-            gate.stop()
-        for gate in self._closed("refused", request.method, call):
-            gate.open()
-            error = {"type": "invalid_request_error", "message": f"Refused by {gate.name}."}
-            return httpx2.Response(gate.status, json={"type": "error", "error": error})
-        response = SimulatorTransport(self.simulator).handle_request(request)
-        for gate in self._closed("after", request.method, call):
-            gate.stop()
-        return response
-
-    def _closed(self, when: str, method: str, call: str) -> list[Gate]:
+    def closed(self, when: str, method: str, call: str) -> list[Gate]:
+        """The gates at which a call has to stop."""
         gates: list[Gate] = []
         for file in sorted(self.directory.glob(f"{when} *.gate")):
             with suppress(FileNotFoundError):  # somebody opens it at this moment
@@ -98,3 +85,39 @@ class GatedTransport(httpx2.BaseTransport):
             return False
         self._seen[gate.name] += 1
         return self._seen[gate.name] >= gate.nth
+
+
+class LogGates(logging.Handler):
+    """Stops what logs a message, method ``LOG``; Dagster makes one for each run's process."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._way = Way(Path(os.environ["E2E_HOME"]) / "gates")
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Stop at the gates that the message comes to."""
+        for gate in self._way.closed("before", "LOG", record.getMessage()):
+            gate.stop()
+
+
+@dataclass
+class GatedTransport(httpx2.BaseTransport):
+    """The simulator, at the end of a way with gates."""
+
+    simulator: Simulator
+    way: Way
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        call = f"{request.url.path} {request.read().decode(errors='replace')}"
+        if request.url.path.endswith("/count_tokens"):  # pays for nothing, and decides nothing
+            return SimulatorTransport(self.simulator).handle_request(request)
+        for gate in self.way.closed("before", request.method, call):
+            gate.stop()
+        for gate in self.way.closed("refused", request.method, call):
+            gate.open()
+            error = {"type": "invalid_request_error", "message": f"Refused by {gate.name}."}
+            return httpx2.Response(gate.status, json={"type": "error", "error": error})
+        response = SimulatorTransport(self.simulator).handle_request(request)
+        for gate in self.way.closed("after", request.method, call):
+            gate.stop()
+        return response

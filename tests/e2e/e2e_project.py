@@ -12,7 +12,7 @@ import httpx2
 from dagster_duckdb import DuckDBResource
 from dagster_duckdb_pandas import DuckDBPandasIOManager
 from e2e_declared import CITIES, asked, read, whole
-from e2e_gates import Gate, GatedTransport
+from e2e_gates import Gate, GatedTransport, Way
 from e2e_situated import AUTOMATION, SCHEDULES, SITUATED
 from e2e_warm import start_runs_warm
 
@@ -139,7 +139,7 @@ class GatedClaudeBatchResource(LocalClaudeBatchResource):
     """The simulator, on the way to which a test can stop a run."""
 
     def _http_client(self) -> httpx2.Client:
-        return httpx2.Client(transport=GatedTransport(self.simulator, HOME / "gates"))
+        return httpx2.Client(transport=GatedTransport(self.simulator, Way(HOME / "gates")))
 
 
 def claude(**configured: Any) -> GatedClaudeBatchResource:

@@ -1,7 +1,6 @@
 """What the end-to-end tests act on: a real Dagster, the simulator that it asks, and DuckDB."""
 
 import re
-import shutil
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
@@ -30,6 +29,11 @@ run_retries:
   enabled: true
 nux:
   enabled: false
+python_logs:
+  dagster_handler_config:
+    handlers:
+      gates:
+        class: e2e_gates.LogGates
 """
 
 
@@ -71,24 +75,6 @@ class Stage:
         )
         with closing(connection):
             yield connection
-
-    def peek(self, query: str) -> list[tuple[Any, ...]] | None:
-        """Run SQL in a copy of the warehouse, so that no run has to wait for it.
-
-        None if it cannot be read as it is now: a run writes at this moment. Not while this process
-        has the warehouse open, whose lock would be gone.
-        """
-        copy = self.home / "copy.duckdb"
-        wal, copied_wal = (each.with_suffix(".duckdb.wal") for each in (self.warehouse, copy))
-        try:
-            shutil.copy(self.warehouse, copy)
-            copied_wal.unlink(missing_ok=True)
-            with suppress(FileNotFoundError):
-                shutil.copy(wal, copied_wal)
-            with closing(duckdb.connect(str(copy))) as connection:
-                return connection.execute(query).fetchall()
-        except (duckdb.Error, OSError):
-            return None
 
     def is_locked(self) -> bool:
         """Whether a run uses the warehouse at this moment."""
@@ -266,6 +252,11 @@ class Stage:
         return [run for run in made if run.run_id != reserve.reserve_id(run_id)]
 
 
+def environment(home: Path) -> dict[str, str]:
+    """What the processes of a Dagster need to find their files and the tests' modules."""
+    return {"E2E_HOME": str(home), "PYTHONPATH": str(HERE)}
+
+
 @contextmanager
 def open_stage(
     home: Path, *, module: str = "e2e_project", extra_yaml: str = FAST_QUEUE
@@ -275,7 +266,7 @@ def open_stage(
         home,
         module=module,
         cwd=HERE,
-        env={"E2E_HOME": str(home)},
+        env=environment(home),
         extra_yaml=extra_yaml,
     )
     with driver as dagster:

@@ -10,7 +10,7 @@ import httpx2
 import pytest
 from dagster_driver import DagsterDriver, DagsterRefusedError, Run
 from e2e_situations import Shown, record
-from e2e_stage import FAST_QUEUE, HERE, Stage
+from e2e_stage import FAST_QUEUE, HERE, Stage, environment
 
 from dagster_claude_batch.simulator import Simulator
 
@@ -55,7 +55,7 @@ def open_world(home: Path, *, name_of_second: str = "second") -> Iterator[World]
     locations = [("first", "first"), ("second", name_of_second)]
     workspace.write_text(f"load_from: [{', '.join(_location(home, *each) for each in locations)}]")
     driver = DagsterDriver(
-        home, workspace=workspace, cwd=HERE, env={"E2E_HOME": str(home)}, extra_yaml=FAST_QUEUE
+        home, workspace=workspace, cwd=HERE, env=environment(home), extra_yaml=FAST_QUEUE
     )
     with driver as dagster:
         first = Stage(home, dagster.at("first"), Simulator(home / "first"))

@@ -106,21 +106,16 @@ def _close_gates(stage: Stage) -> dict[str, Gate]:
 
 
 def _kill_once_ids_are_durable(stage: Stage, gate: Gate, run_id: str) -> None:
-    """Kill a run between the commit of its batch's id and the message that says so.
-
-    It must not come to wait for the database: it would say so, and stop for that too early.
-    """
-    ids = "SELECT batch_id FROM claude_batch.chunks WHERE asset = 'killed_sent'"
+    """Kill a run that has committed its batch's id, where it says so."""
     stage.wait_until_reached(gate)
-    with _events_locked(stage, run_id):
-        gate.open()
-        stage.dagster.wait_for(
-            lambda: stage.peek(ids) == [(stage.batches_of("killed_sent")[0].id,)],
-            timeout=180,
-            every=0.1,
-            what="the batch's id in the ledger",
-        )
-        _kill(stage, run_id)
+    (batch,) = stage.batches_of("killed_sent")
+    said = stage.close_gate("before", f"Submitted batch {batch.id}", method="LOG")
+    gate.open()
+    stage.wait_until_reached(said)
+    ids = "SELECT batch_id FROM claude_batch.chunks WHERE asset = 'killed_sent'"
+    assert stage.sql(ids) == [(batch.id,)]
+    _kill(stage, run_id)
+    said.open()
 
 
 def _launch(stage: Stage, asset: str) -> str:
