@@ -312,7 +312,7 @@ class Engine(Workbench):
         (left,) = self.read([materialization])
         for chunk in left.in_state("submitted"):
             if left.is_unwanted(chunk):
-                self._collector.cancel(chunk)
+                self.cancel_batch(str(chunk.batch_id))
 
     def _plan_or_end(self, work: Sequence[Outstanding]) -> bool:
         """Plan the retries of each materialization that is at rest, or end it."""

@@ -188,6 +188,9 @@ def mark_doubted(connection: Connection, chunk: Chunk, now: datetime) -> None:
 def mark_submitted(connection: Connection, chunk: Chunk, batch_id: str, now: datetime) -> None:
     """``sending → submitted``: the batch exists.
 
+    Also from ``planned``, which it can only be again if another program has written the database
+    over what was noted before the call.
+
     Raises:
         LostChunkError: The chunk is not being sent any more.
     """
@@ -196,12 +199,23 @@ def mark_submitted(connection: Connection, chunk: Chunk, batch_id: str, now: dat
         chunk.chunk_id,
         "sending",
         "UPDATE claude_batch.chunks SET state = 'submitted', batch_id = $batch_id, "
-        "submitted_at = $now WHERE chunk_id = $chunk_id AND state = 'sending' "
-        "AND nonce = $nonce RETURNING chunk_id",
+        "nonce = $nonce, sending_at = $sending_at, submitted_at = $now "
+        "WHERE chunk_id = $chunk_id AND (state = 'sending' AND nonce = $nonce "
+        "OR state = 'planned' AND requests = $requests "
+        "AND materialization_id = $materialization_id) RETURNING chunk_id",
         nonce=chunk.nonce,
+        sending_at=chunk.sending_at,
+        requests=chunk.requests,
+        materialization_id=chunk.materialization_id,
         batch_id=batch_id,
         now=now,
     )
+
+
+def is_known(connection: Connection, chunk: Chunk) -> bool:
+    """Whether the ledger has a chunk, in whatever state."""
+    sql = "SELECT chunk_id FROM claude_batch.chunks WHERE chunk_id = $chunk_id"
+    return bool(rows(connection, sql, {"chunk_id": chunk.chunk_id}))
 
 
 def mark_unsent(connection: Connection, chunk: Chunk) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Final
 
 from anthropic.types.messages import MessageBatch
 
@@ -25,14 +24,11 @@ from dagster_claude_batch.ledger import Materialization
 from dagster_claude_batch.matching import ours_is_ours
 from dagster_claude_batch.outcomes import NOT_SENT, RESULTS_EXPIRED
 from dagster_claude_batch.outstanding import answered_by_copy, batches_before, questions_of
-from dagster_claude_batch.resource import RESULTS_LAST, UNANSWERED
+from dagster_claude_batch.resource import RESULTS_LAST
 from dagster_claude_batch.results import fetch
 from dagster_claude_batch.workbench import Findings, Outstanding, Workbench, asset_of
 
 Batches = Mapping[str, MessageBatch]
-
-_CANCEL_SECONDS: Final = 20.0
-"""A run that is being terminated has no time for more; whoever comes next asks again."""
 
 _GONE: dict[str, int] = dict.fromkeys(("succeeded", "errored", "canceled", "expired"), 0)
 
@@ -72,17 +68,6 @@ class Collector:
             raise refused[0]
         return findings
 
-    def cancel(self, chunk: Chunk) -> None:
-        """Ask for the end of a batch; one that has ended, or is gone, needs none."""
-        try:
-            self.bench.claude.cancel(str(chunk.batch_id), timeout_seconds=_CANCEL_SECONDS)
-        except UNANSWERED as error:
-            self.bench.log.info(
-                "Batch %s was not cancelled (%s).", chunk.batch_id, type(error).__name__
-            )
-        else:
-            self.bench.log.info("Asked for the end of batch %s.", chunk.batch_id)
-
     def _proceed(
         self, outstanding: Outstanding, chunk: Chunk, batch: MessageBatch, findings: Findings
     ) -> None:
@@ -90,7 +75,7 @@ class Collector:
         if batch.processing_status == "ended":
             self._collect(outstanding, chunk, batch, findings)
         elif batch.processing_status == "in_progress" and outstanding.is_unwanted(chunk):
-            self.cancel(chunk)
+            self.bench.cancel_batch(str(chunk.batch_id))
 
     def _collect(
         self, outstanding: Outstanding, chunk: Chunk, batch: MessageBatch, findings: Findings
@@ -240,7 +225,7 @@ class Collector:
             if chunk.state == "planned":
                 self.bench.plan_anew(outstanding.materialization, chunk)
             else:
-                self.cancel(chunk)
+                self.bench.cancel_batch(str(chunk.batch_id))
 
     def _is_landed(self, materialization: Materialization, landing: Landing) -> bool:
         """Land in one transaction; False if somebody else has."""

@@ -414,3 +414,17 @@ class LedgerLostError(ClaudeBatchError):
             "again: what was sent is found and collected, up to 29 days after its sending. If "
             "the database is gone for good, materializing again asks and pays for everything anew."
         )
+
+
+class LedgerOverwrittenError(ClaudeBatchError):
+    """What the ledger had noted of a batch before it was sent is not there any more."""
+
+    def __init__(self, asset: str, database: str, batch_id: str, requests: int) -> None:
+        super().__init__(
+            f"The ledger of {asset!r} does not know the chunk of {requests:,} requests that has "
+            f"just been sent as batch {batch_id}: another program has written the DuckDB database "
+            f"{database} over what was committed meanwhile. The batch was asked to end; what it "
+            "has answered by then is billed, and cannot be collected. Nothing else was sent. Keep "
+            "other programs from writing the file at the same time, then materialize again: its "
+            "rows are asked anew."
+        )

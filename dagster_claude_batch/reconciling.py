@@ -20,7 +20,7 @@ from dagster_claude_batch.doubt import (
     reconcile,
     shown_since,
 )
-from dagster_claude_batch.errors import LostChunkError
+from dagster_claude_batch.errors import LedgerOverwrittenError, LostChunkError
 from dagster_claude_batch.outstanding import given_up, known_batches
 from dagster_claude_batch.resending import record_copy, send_anew
 from dagster_claude_batch.warehouse import Connection
@@ -128,7 +128,11 @@ class Reconciler:
 
 
 def record(bench: Workbench, outstanding: Outstanding, chunk: Chunk, batch: MessageBatch) -> None:
-    """Note at once that a chunk's batch exists, whoever else may have an opinion of it by now."""
+    """Note at once that a chunk's batch exists, whoever else may have an opinion of it by now.
+
+    Raises:
+        LedgerOverwrittenError: The ledger has never heard of the chunk.
+    """
     now = bench.claude.now()
     try:
         bench.warehouse.transact(
@@ -138,21 +142,37 @@ def record(bench: Workbench, outstanding: Outstanding, chunk: Chunk, batch: Mess
         if batch.id in bench.warehouse.transact(known_batches):
             return
         if not record_late(bench, chunk, batch):
-            bench.warehouse.transact(
-                lambda connection: record_copy(
-                    bench.plan(connection, outstanding.materialization), chunk, batch.id
-                )
-            )
+            _record_copy(bench, outstanding, chunk, batch)
+
+
+def _record_copy(
+    bench: Workbench, outstanding: Outstanding, chunk: Chunk, batch: MessageBatch
+) -> None:
+    def work(connection: Connection) -> bool:
+        if not chunks.is_known(connection, chunk):
+            return False
+        record_copy(bench.plan(connection, outstanding.materialization), chunk, batch.id)
+        return True
+
+    if not bench.warehouse.transact(work):
+        bench.cancel_batch(batch.id)
+        asset, database = bench.declaration.asset, bench.warehouse.name
+        raise LedgerOverwrittenError(asset, database, batch.id, chunk.requests)
+    _say_copy(bench, batch)
 
 
 def record_late(bench: Workbench, chunk: Chunk, batch: MessageBatch) -> bool:
     """Note the batch of a chunk that had been given up; False if it is not any more."""
     now = bench.claude.now()
-    bench.log.warning("Batch %s is a second copy of what has been sent since.", batch.id)
     try:
         bench.warehouse.transact(
             lambda connection: chunks.mark_copy(connection, chunk, batch.id, now)
         )
     except LostChunkError:
         return False
+    _say_copy(bench, batch)
     return True
+
+
+def _say_copy(bench: Workbench, batch: MessageBatch) -> None:
+    bench.log.warning("Batch %s is a second copy of what has been sent since.", batch.id)

@@ -1,5 +1,6 @@
 """Doubt about a creation: adopted, told apart, given up, and second copies."""
 
+import shutil
 from collections.abc import Callable
 from datetime import timedelta
 
@@ -7,6 +8,7 @@ import httpx2
 import pytest
 from kit import Project, RunOfTest
 
+from dagster_claude_batch.errors import LedgerOverwrittenError
 from dagster_claude_batch.ledger import MaterializationConfig
 
 Make = Callable[..., Project]
@@ -335,3 +337,55 @@ def test_a_second_copy_of_a_cancelled_refresh_takes_no_later_answers_place(tweet
 
     assert tweets.chunk_states() == {"landed": 3}
     assert tweets.answers("id, _batch_id") == before
+
+
+@pytest.mark.opens_anew
+def test_what_another_program_has_overwritten_is_found_again(project: Make) -> None:
+    """DuckDB 2.0 writes over what another process commits while it opens the file."""
+    two = project(chunk_size=5)
+    two.load([("tweets", f"t{n}", f"Tweet number {n}") for n in range(10)])
+    first = two.path.with_name("first")
+
+    def keep(request: httpx2.Request) -> httpx2.Response:
+        shutil.copy(two.path, first)
+        return two.wire.transport.handle_request(request)
+
+    def overwrite(request: httpx2.Request) -> httpx2.Response:
+        shutil.copy(first, two.path)
+        return two.wire.transport.handle_request(request)
+
+    two.wire.faults += [(CREATE, keep), (CREATE, overwrite)]
+    run = two.start()
+    assert two.sql("SELECT state, batch_id IS NULL FROM claude_batch.chunks ORDER BY chunk_id") == [
+        ("sending", True),  # the first batch's id is gone
+        ("submitted", False),  # that the second was to be sent was gone, too
+    ]
+    two.claude.simulator.advance(LONG_ENOUGH)
+    two.end_batches()
+
+    assert run.advance() is None
+    assert two.wire.posts() == 2
+    assert len(two.answers()) == 10
+
+
+@pytest.mark.opens_anew
+def test_a_batch_of_which_the_ledger_has_lost_all_is_cancelled_and_named(tweets: Project) -> None:
+    tweets.materialize()
+    tweets.load([("tweets", f"u{n}", f"Other tweet {n}") for n in range(10)])
+    before = tweets.path.with_name("before")
+    shutil.copy(tweets.path, before)
+
+    def overwrite(request: httpx2.Request) -> httpx2.Response:
+        shutil.copy(before, tweets.path)
+        return tweets.wire.transport.handle_request(request)
+
+    tweets.wire.faults.append((CREATE, overwrite))
+    with pytest.raises(LedgerOverwrittenError) as raised:
+        tweets.start()
+
+    lost = tweets.claude.simulator.batches()[1]
+    assert lost.id in str(raised.value)
+    assert lost.cancel_initiated_at is not None
+    tweets.end_batches()
+    assert len(tweets.materialize().rows) == 10
+    assert len(tweets.answers()) == 10
