@@ -339,6 +339,9 @@ class Engine(Workbench):
         ledger.claim_chunks(connection, plan.registered, 0)
         if now.state != "open" or chunks_of(connection, [now.materialization_id], OUT):
             return 0  # another run has planned, or ended it, meanwhile
+        if now.capped is not None:
+            end(plan)
+            return 0
         late = self.is_overdue(now, plan.now)
         is_flying = pilot.is_flying(plan) and not now.halted_because
         if is_flying and (late or pilot.has_come_back_well(plan)):

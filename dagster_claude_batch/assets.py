@@ -1,16 +1,18 @@
 """A declaration → an asset: checks what was declared, and wires the engine to Dagster."""
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
+from decimal import Decimal
 from hashlib import sha256
 from typing import Any, Final, Literal
 
 import dagster as dg
 from pydantic import BaseModel
 
-from dagster_claude_batch import finishing, partitions
+from dagster_claude_batch import caps, cost, finishing, partitions
 from dagster_claude_batch.batch_asset import BatchAsset, register
 from dagster_claude_batch.chunking import MAX_BATCH_REQUESTS, SizeLimits
 from dagster_claude_batch.config import ClaudeBatchConfig
@@ -55,7 +57,9 @@ def build_claude_batch_asset(  # noqa: PLR0913  # a declaration is made of its a
     deduplicate: bool = True,
     max_attempts: int = 3,
     max_failure_rate: float = 0.01,
+    max_cost_usd: float | None = None,
     max_wait_hours: float | None = None,
+    prices: Mapping[str, Decimal | float | str] | None = None,
     pilot: int | None = None,
     wait: Literal["sensor", "run"] = "sensor",
     duckdb_resource: str = "duckdb",
@@ -120,8 +124,16 @@ def build_claude_batch_asset(  # noqa: PLR0913  # a declaration is made of its a
             answer serves them all, later ones too.
         max_attempts: How often a row is sent within one materialization.
         max_failure_rate: Share of rows, from 0 to 1, that may fail in a partition before it does.
+        max_cost_usd: The most that one materialization may spend, in USD, retries included. What is
+            out counts as the most that it can cost: ``max_tokens`` for each answer, and a token for
+            each byte of text. What does not fit is not sent until that has turned out cheaper; if
+            it still does not, the partitions with rows that are left fail. The launchpad may give
+            another one.
         max_wait_hours: After so long, a materialization ends with what it has: what is still out
             is cancelled, and rows without an answer fail as ``expired``.
+        prices: What you pay in a batch, if not the public price: USD for a million tokens by kind,
+            ``input`` and ``output``, and if they are not the usual parts of ``input``,
+            ``cache_read``, ``cache_write_5m`` and ``cache_write_1h``; ``web_search`` for 1,000.
         pilot: Send only so many rows at first, and the rest if no larger share of them fails than
             ``max_failure_rate``.
         wait: Who waits: ``"sensor"``, with no process and no run slot, or the ``"run"`` itself.
@@ -189,9 +201,12 @@ def build_claude_batch_asset(  # noqa: PLR0913  # a declaration is made of its a
             packing(asset, shape, described, rows_per_request) if rows_per_request > 1 else None
         ),
         pilot=None if pilot is None else _at_least_one(asset, "pilot", pilot),
+        prices=_prices(asset, prices),
+        max_cost_usd=_usd(asset, max_cost_usd),
         limits=SizeLimits(_chunk_size(asset, chunk_size)),
         workspace=claude_resource,
     )
+    _refuse_uncappable(declaration)
     spec = dg.AssetSpec(
         asset_key,
         deps=[*upstream, *(deps or ())],
@@ -262,6 +277,29 @@ def _at_least_one(asset: str, argument: str, value: int) -> int:
     if value < 1:
         raise DeclarationError(asset, argument, f"{value} is too little.", cure="Use 1 or more.")
     return value
+
+
+def _prices(asset: str, prices: Mapping[str, Decimal | float | str] | None) -> cost.Prices | None:
+    try:
+        return None if prices is None else cost.declared_prices(prices)
+    except ValueError as error:
+        cure = "Give USD for a million tokens in a batch: {'input': 0.05, 'output': 0.25}."
+        raise DeclarationError(asset, "prices", f"{error}.", cure=cure) from None
+
+
+def _usd(asset: str, value: float | None) -> Decimal | None:
+    if value is None:
+        return None
+    if not 0 < value < math.inf:
+        raise DeclarationError(asset, "max_cost_usd", f"{value} is no cap.", cure="Use USD.")
+    return Decimal(str(value))
+
+
+def _refuse_uncappable(declaration: Declaration) -> None:
+    problem = caps.why_not(declaration)
+    if declaration.max_cost_usd is not None and problem is not None:
+        cure = "Leave it out, or change that."
+        raise DeclarationError(declaration.asset, "max_cost_usd", f"{problem}.", cure=cure)
 
 
 def _hours(asset: str, value: float | None) -> timedelta | None:

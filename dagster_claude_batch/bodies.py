@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import IO, Any, Final, Self, cast
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from dagster_claude_batch import chunks, warehouse
 from dagster_claude_batch.chunks import Chunk
@@ -35,13 +36,18 @@ _CHOSEN: Final = "temp.claude_batch_sent"
 
 @dataclass(frozen=True)
 class Body:
-    """One chunk's request body on disk, unlinked, so that nothing is left of it afterwards."""
+    """One chunk's request body on disk, unlinked, so that nothing is left of it afterwards.
+
+    All its prompts together, and the largest of them, are no more than so many tokens.
+    """
 
     chunk: Chunk
     nonce: str
     file: IO[bytes]
     size: int
     sha256: str
+    most_tokens: int
+    most_tokens_of_request: int
 
 
 @dataclass(frozen=True)
@@ -181,7 +187,7 @@ def _lines(
         f"""
         SELECT p.chunk_id, p.same,
             $opening || n.nonce || '-' || p.ordinal || $before || p.params || '}}',
-            p.ordinal, p.rows
+            p.ordinal, p.rows{", p.surplus" if query.has_surplus else ""}
         FROM ({found}) AS p
         JOIN (SELECT unnest($chunk_ids::BIGINT[]) AS chunk_id, unnest($nonces) AS nonce) AS n
             ON n.chunk_id = p.chunk_id
@@ -202,6 +208,7 @@ def _single(declaration: Declaration, query: Query) -> str:
     return f"""
         SELECT c.chunk_id, c.ordinal, s.params, 1 AS rows,
             s.hash IS NOT DISTINCT FROM c.hash AS same
+            {", s.surplus" if query.has_surplus else ""}
         FROM ({query.sql}) AS s
         JOIN {_CHOSEN} AS c ON {selected_is_selected(declaration, "s", "c")}
     """
@@ -212,6 +219,7 @@ def _shared(declaration: Declaration, query: Query, scope: Scope, *, max_tokens:
     packing = declaration.packing
     whole = "1" if packing is None else "max(position) + 1"
     own, together, params = "NULL", "NULL", "f.params"
+    surplus = "any_value(s.surplus)" if query.has_surplus else "0"
     if packing is not None:
         own, together = "any_value(s.own)", packing.rows_sql("own", "position", scope)
         several = packing.json_sql("f.together", scope, max_tokens=f"f.questions * {max_tokens:d}")
@@ -219,18 +227,20 @@ def _shared(declaration: Declaration, query: Query, scope: Scope, *, max_tokens:
     return f"""
         WITH asked AS (
             SELECT c.chunk_id, c.ordinal, c.position, any_value(s.params) AS params, {own} AS own,
-                count(*) AS rows, bool_and(s.hash IS NOT DISTINCT FROM c.hash) AS same
+                {surplus} AS surplus, count(*) AS rows,
+                bool_and(s.hash IS NOT DISTINCT FROM c.hash) AS same
             FROM ({query.sql}) AS s
             JOIN {_CHOSEN} AS c ON {selected_is_selected(declaration, "s", "c")}
             GROUP BY ALL
         ),
         requests AS (
             SELECT chunk_id, ordinal, any_value(params) AS params, {together} AS together,
-                sum(rows)::BIGINT AS rows, count(*) AS questions,
+                sum(rows)::BIGINT AS rows, count(*) AS questions, sum(surplus)::BIGINT AS surplus,
                 bool_and(same) AND count(*) = {whole} AS same
             FROM asked GROUP BY ALL
         )
-        SELECT f.chunk_id, f.ordinal, {params} AS params, f.rows, f.same FROM requests AS f
+        SELECT f.chunk_id, f.ordinal, {params} AS params, f.rows, f.same, f.surplus
+        FROM requests AS f
     """
 
 
@@ -275,6 +285,7 @@ def _distribute(batch: pa.RecordBatch, spools: Mapping[int, "_Spool"]) -> None:
     """Give each chunk its lines, as the bytes that DuckDB made."""
     lines = cast("pa.StringArray", batch.column(2))
     unchanged, ordinals, counts = (values_of(batch, column) for column in (1, 3, 4))
+    surplus = values_of(batch, _COLUMNS) if batch.num_columns > _COLUMNS else None
     start = 0
     for chunk_id, group in itertools.groupby(values_of(batch, 0)):
         stop = start + sum(1 for _ in group)
@@ -282,8 +293,13 @@ def _distribute(batch: pa.RecordBatch, spools: Mapping[int, "_Spool"]) -> None:
         in_order = ordinals[start:stop] == list(range(first, first + stop - start))
         is_fresh = in_order and all(unchanged[start:stop])
         spools[chunk_id].found += sum(counts[start:stop])
-        spools[chunk_id].write(lines.slice(start, stop - start), is_fresh=is_fresh)
+        written = lines.slice(start, stop - start)
+        spools[chunk_id].write(written, is_fresh=is_fresh)
+        spools[chunk_id].weigh(written, surplus[start:stop] if surplus else None)
         start = stop
+
+
+_COLUMNS: Final = 5
 
 
 @dataclass
@@ -299,6 +315,8 @@ class _Spool:
     size: int = 0
     lines: int = 0
     unchanged: bool = True
+    surplus: int = 0
+    largest: int = 0
 
     @property
     def shares(self) -> bool:
@@ -320,6 +338,17 @@ class _Spool:
         self._append(text)
         self.lines += len(lines)
 
+    def weigh(self, lines: pa.StringArray, surplus: Sequence[int] | None) -> None:
+        """Note of how many tokens the requests may be: of one a byte, but for files."""
+        lengths = pc.binary_length(lines)
+        if surplus is None:
+            self.largest = max(self.largest, pc.max(lengths).as_py())
+            return
+        self.surplus += sum(surplus)
+        known = cast("list[int]", lengths.to_pylist())
+        tokens = (length - more for length, more in zip(known, surplus, strict=True))
+        self.largest = max(self.largest, *tokens)
+
     def discard(self) -> Chunk:
         self.file.close()
         return self.chunk
@@ -327,7 +356,15 @@ class _Spool:
     def finish(self) -> Body:
         self._append(b"]}")
         self.file.flush()
-        return Body(self.chunk, self.nonce, self.file, self.size, self.sha256.hexdigest())
+        return Body(
+            self.chunk,
+            self.nonce,
+            self.file,
+            self.size,
+            self.sha256.hexdigest(),
+            self.size - self.surplus,
+            self.largest,
+        )
 
     def _append(self, piece: bytes | memoryview) -> None:
         self.file.write(piece)

@@ -4,6 +4,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from decimal import Decimal
 from typing import Final, Literal, TypeAlias
 
 from dagster_claude_batch.errors import LostChunkError
@@ -116,16 +117,23 @@ def new_nonce() -> str:
     return secrets.token_hex(8)
 
 
-def mark_sending(
-    connection: Connection,
-    chunk: Chunk,
-    *,
-    nonce: str,
-    body_sha256: str,
-    size: int,
-    run_id: str,
-    now: datetime,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Sending:
+    """What is written down of a chunk before its POST; ``most_usd`` is None without a price.
+
+    It costs no more than that.
+    """
+
+    nonce: str
+    body_sha256: str
+    size: int
+    run_id: str
+    now: datetime
+    model: str
+    most_usd: Decimal | None
+
+
+def mark_sending(connection: Connection, chunk: Chunk, sending: Sending) -> None:
     """``planned → sending``, before the POST.
 
     Raises:
@@ -137,15 +145,11 @@ def mark_sending(
         "planned",
         "UPDATE claude_batch.chunks SET state = 'sending', nonce = $nonce, "
         "body_sha256 = $body_sha256, bytes = $size, run_id = $run_id, sending_at = $now, "
-        "doubted_at = NULL "
+        "model = $model, most_usd = $most_usd::DECIMAL(38, 12), doubted_at = NULL "
         "WHERE chunk_id = $chunk_id AND state = 'planned' AND requests = $requests "
         "RETURNING chunk_id",
         requests=chunk.requests,
-        nonce=nonce,
-        body_sha256=body_sha256,
-        size=size,
-        run_id=run_id,
-        now=now,
+        **sending.__dict__,
     )
 
 
@@ -286,8 +290,11 @@ def mark_twin_submitted(
         twin,
         "planned",
         "UPDATE claude_batch.chunks SET state = 'submitted', is_copy = true, nonce = $nonce, "
-        "batch_id = $batch_id, sending_at = $sending_at, submitted_at = $now "
-        "WHERE chunk_id = $chunk_id AND state = 'planned' RETURNING chunk_id",
+        "batch_id = $batch_id, sending_at = $sending_at, submitted_at = $now, model = o.model, "
+        "most_usd = o.most_usd FROM (SELECT model, most_usd FROM claude_batch.chunks "
+        "WHERE chunk_id = $of) AS o WHERE chunk_id = $chunk_id AND state = 'planned' "
+        "RETURNING chunk_id",
+        of=of.chunk_id,
         nonce=of.nonce,
         batch_id=batch_id,
         sending_at=of.sending_at,
@@ -339,6 +346,15 @@ def mark_landed(
         expired=counts["expired"],
         ended_at=ended_at,
         now=now,
+    )
+
+
+def note_cost(connection: Connection, chunk: Chunk, cost_usd: Decimal | None) -> None:
+    """Keep what a landed chunk cost; None if nobody knows all of it."""
+    connection.execute(
+        "UPDATE claude_batch.chunks SET cost_usd = $cost_usd::DECIMAL(38, 12) "
+        "WHERE chunk_id = $chunk_id",
+        {"cost_usd": cost_usd, "chunk_id": chunk.chunk_id},
     )
 
 

@@ -35,6 +35,13 @@ class ClaudeBatchConfig(dg.Config):
         description="Which rows that failed in earlier materializations are asked again, although "
         "they have not changed: those whose failure may pass, all, or none.",
     )
+    max_cost_usd: float | None = Field(
+        default=None,
+        gt=0,
+        description="The most that this materialization may spend, in USD, in place of what the "
+        "asset declares. What is out counts as the most that it can cost; what does not fit is not "
+        "sent, and its partitions fail.",
+    )
     wait: Literal["declared", "sensor", "run"] = Field(
         default="declared",
         description="Who waits for the batches: the sensor, while nothing is running, or this run "

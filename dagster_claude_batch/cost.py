@@ -4,14 +4,21 @@ Rates come from `genai_prices` once per model and become arithmetic: asking it f
 row would take longer than writing the row.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from datetime import datetime
-from decimal import ROUND_HALF_UP, Decimal
+from decimal import ROUND_HALF_UP, Decimal, InvalidOperation
 
 from genai_prices import Usage, calc_price
 from genai_prices.types import ModelPrice, Tier, TieredPrices
 
 USD_TYPE = "DECIMAL(18, 12)"
+TOTAL_USD_TYPE = "DECIMAL(38, 12)"
+"""Of one request, and of many."""
+
+STANDARD = 2
+"""The standard price of tokens is so many times that in a batch."""
+
 _PICO_USD = Decimal("1e-12")
 _UNITS = {"web_search": 1_000}  # all others are priced per million
 
@@ -106,6 +113,26 @@ class Prices:
         cost = sum((counts[kind] * rate for kind, rate in _per_unit(rates)), Decimal(0))
         return cost.quantize(_PICO_USD, rounding=ROUND_HALF_UP)
 
+    def most_usd(
+        self,
+        *,
+        requests: int,
+        prompt_tokens: int,
+        largest_prompt: int,
+        output_tokens: int,
+        caches: bool,
+    ) -> Decimal:
+        """Return what requests cost at the most, with so many tokens of prompt in all.
+
+        ``output_tokens`` are of each; ``caches``: the prompts may be written to the cache. Where
+        the largest of them may be in a higher tier, all are taken to be.
+        """
+        tiers = [self.base, *(rates for start, rates in self.tiers if largest_prompt > start)]
+        kinds = ("input", "cache_write_5m", "cache_write_1h") if caches else ("input",)
+        dearest = max(getattr(each, kind) for each in tiers for kind in kinds)
+        answers = requests * output_tokens * max(each.output for each in tiers)
+        return ((prompt_tokens * dearest + answers) / 1_000_000).quantize(_PICO_USD)
+
     def _rates_for(self, prompt_tokens: int) -> Rates:
         applicable = [rates for start, rates in self.tiers if prompt_tokens > start]
         return applicable[-1] if applicable else self.base
@@ -125,6 +152,46 @@ def batch_prices(model: str, *, at: datetime | None = None) -> Prices | None:
     if batch is None or batch == _model_price(model, at, {}):
         return None
     return _prices(batch)
+
+
+def declared_prices(prices: Mapping[str, Decimal | float | str]) -> Prices:
+    """Make `Prices` of what somebody pays in batches: USD by kind of token, as `Rates` has them.
+
+    ``input`` and ``output`` are needed. Where they are left out, a cache read costs a tenth of
+    ``input``, a write for five minutes 1.25 and one for an hour 2 times as much, and 1,000 web
+    searches 10 USD, as in Anthropic's own list.
+
+    Raises:
+        ValueError: A price is missing, unknown, or no price; the message says which.
+    """
+    known = {kind.name for kind in fields(Rates)}
+    unknown = sorted(set(prices) - known)
+    if unknown:
+        raise ValueError(f"{unknown[0]!r} is none of {', '.join(sorted(known))}")
+    given = {name: _price(name, value) for name, value in prices.items()}
+    for name in ("input", "output"):
+        if name not in given:
+            raise ValueError(f"the price of {name!r} is missing")
+    usual = {name: given["input"] * times for name, times in _TIMES_INPUT.items()}
+    return Prices(Rates(**{**usual, "web_search": _WEB_SEARCHES, **given}))
+
+
+_TIMES_INPUT = {
+    "cache_read": Decimal("0.1"),
+    "cache_write_5m": Decimal("1.25"),
+    "cache_write_1h": Decimal(2),
+}
+_WEB_SEARCHES = Decimal(10)
+
+
+def _price(name: str, value: Decimal | float | str) -> Decimal:
+    try:
+        price = Decimal(str(value))
+    except InvalidOperation:
+        price = Decimal("NaN")
+    if isinstance(value, bool) or not price.is_finite() or price < 0:
+        raise ValueError(f"{value!r} is no price of {name!r} in USD")
+    return price
 
 
 def sum_if_known(expression: str) -> str:

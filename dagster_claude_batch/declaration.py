@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass
 from datetime import timedelta
+from decimal import Decimal
 
 from dagster_claude_batch.chunking import SizeLimits
+from dagster_claude_batch.cost import Prices, batch_prices
 from dagster_claude_batch.output import Output
 from dagster_claude_batch.request.packing import Packing
 from dagster_claude_batch.request.shape import RequestShape
@@ -17,7 +19,9 @@ class Declaration:
     ``source_candidates`` are looked for in turn; with ``query_relation``, a SELECT in
     parentheses, there are none. ``partition_exprs`` has one SQL expression a dimension, none when
     the asset is not partitioned. ``packing`` says how several rows are asked in one request, and is
-    None if each has its own. ``workspace`` names the resource whose API window is shared.
+    None if each has its own. ``prices`` are what the user says to pay, None for the public ones;
+    ``max_cost_usd`` is for one materialization. ``workspace`` names the resource whose API window
+    is shared.
     """
 
     asset: str
@@ -37,8 +41,14 @@ class Declaration:
     deduplicate: bool = True
     packing: Packing | None = None
     pilot: int | None = None
+    prices: Prices | None = None
+    max_cost_usd: Decimal | None = None
     limits: SizeLimits
     workspace: str
+
+    def batch_prices(self) -> Prices | None:
+        """What its requests cost now; None if nobody knows."""
+        return self.prices or batch_prices(self.shape.model)
 
     @property
     def failures(self) -> TableName:

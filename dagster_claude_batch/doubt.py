@@ -30,6 +30,9 @@ LATEST_END: Final = timedelta(hours=25)
 LATEST_APPEARANCE: Final = timedelta(hours=24)
 """How long after it was given up a batch may still turn up."""
 
+WATCHED: Final = LATEST_APPEARANCE + LATEST_END + timedelta(hours=1)
+"""How long after its sending a chunk that was given up is looked for: until it must have ended."""
+
 UNREADABLE: Final = timedelta(minutes=10)
 """When to try results again that could not be read."""
 

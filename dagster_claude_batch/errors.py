@@ -428,3 +428,13 @@ class LedgerOverwrittenError(ClaudeBatchError):
             "other programs from writing the file at the same time, then materialize again: its "
             "rows are asked anew."
         )
+
+
+class UncappableError(ClaudeBatchError):
+    """A cap was given that nobody could keep."""
+
+    def __init__(self, asset: str, cap: str, problem: str) -> None:
+        super().__init__(
+            f"{asset!r} cannot be kept under `{cap}`: {problem}. Nothing more was sent. Without "
+            f"`{cap}`, it is sent whatever it costs."
+        )

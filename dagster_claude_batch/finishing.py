@@ -115,6 +115,10 @@ def _is_too_bad(declaration: Declaration, report: PartitionReport) -> bool:
     return report.failure_rate > declaration.max_failure_rate
 
 
+def _is_bad(declaration: Declaration, report: PartitionReport) -> bool:
+    return report.left > 0 or _is_too_bad(declaration, report)
+
+
 def is_complete(declaration: Declaration, reports: Sequence[PartitionReport]) -> bool:
     """Whether all was asked that there is to ask, and no partition would fail."""
     return bool(reports) and all(
@@ -140,7 +144,7 @@ def finish(
         dagster.Failure: A partition has failed, after the good ones were materialized.
     """
     checks = _selected(context, check_results(key, declaration, reports))
-    bad = [report for report in reports if _is_too_bad(declaration, report)]
+    bad = [report for report in reports if _is_bad(declaration, report)]
     if bad or deleted:
         yield from checks
         good = [report for report in reports if report not in bad]
@@ -154,6 +158,21 @@ def finish(
             context.add_asset_metadata(metadata, asset_key=key, partition_key=report.partition)
     yield dg.MaterializeResult(asset_key=key)
     yield from checks
+
+
+def refuse_left(declaration: Declaration, reports: Sequence[PartitionReport]) -> None:
+    """Let a run fail that was to ask only some rows, and could not ask all of these for a cap.
+
+    Raises:
+        dagster.Failure: So it is.
+    """
+    bad = [report for report in reports if report.left]
+    if bad:
+        raise dg.Failure(
+            _failure_message(declaration, bad, ""),
+            metadata=_failure_metadata(declaration, bad),
+            allow_retries=False,
+        )
 
 
 def _finish_one_by_one(
@@ -249,25 +268,34 @@ def _deleted_message(declaration: Declaration, deleted: Sequence[str]) -> str:
 def _failure_message(
     declaration: Declaration, bad: Sequence[PartitionReport], said_of_good: str
 ) -> str:
-    lines = [_of_partition(declaration, report) for report in bad]
+    lines = [line for report in bad for line in _of_partition(declaration, report)]
     if said_of_good:
         lines.append(said_of_good)
+    again = ["rows that changed"]
+    if any(report.left for report in bad):
+        again.insert(0, "the rows that are left, on a budget of their own")
+    if any(report.failed for report in bad):
+        again.insert(0, "the failures that may pass (`_retryable`)")
     lines.append(
         f"All answers are in {declaration.answers}, the failed rows with their reasons in "
-        f"{declaration.failures}. Materializing again sends only the failures that may pass "
-        "(`_retryable`) and rows that changed; with `retry_failed: all` in the run config, all "
-        "failed rows. `max_failure_rate` tolerates a larger share."
+        f"{declaration.failures}. Materializing again sends only {' and '.join(again)}; with "
+        "`retry_failed: all` in the run config, all failed rows. `max_failure_rate` tolerates a "
+        "larger share, `max_cost_usd` in the run config allows more."
     )
     return "\n".join(lines)
 
 
-def _of_partition(declaration: Declaration, report: PartitionReport) -> str:
+def _of_partition(declaration: Declaration, report: PartitionReport) -> Iterator[str]:
     name = f"partition {report.partition!r}" if report.partition is not None else "the asset"
-    kinds = ", ".join(f"{count:,} {kind}" for kind, count in report.failed_by_type.items())
-    return (
-        f"{report.failed:,} of {report.rows:,} rows of {name} failed ({report.failure_rate:.2%}, "
-        f"tolerated are {declaration.max_failure_rate:.2%}): {kinds}."
-    )
+    if report.left:
+        yield f"{counted(report.left, 'row', 'rows')} of {name} were not sent: {report.capped}."
+    if _is_too_bad(declaration, report):
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in report.failed_by_type.items())
+        yield (
+            f"{report.failed:,} of {report.rows:,} rows of {name} failed "
+            f"({report.failure_rate:.2%}, tolerated are {declaration.max_failure_rate:.2%}): "
+            f"{kinds}."
+        )
 
 
 def _failure_metadata(
@@ -282,6 +310,7 @@ def _failure_metadata(
     sql = f"SELECT * FROM {declaration.failures.sql} WHERE {condition}"
     return {
         "failed_rows": sum(report.failed for report in bad),
+        "rows_left_for_a_cap": sum(report.left for report in bad),
         "failures_sql": dg.MetadataValue.md(f"```sql\n{sql}\n```"),
         **{f"failed/{kind}": count for kind, count in _sum_by_type(bad).items()},
     }

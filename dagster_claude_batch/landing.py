@@ -9,7 +9,7 @@ from anthropic.types.messages import MessageBatch
 
 from dagster_claude_batch import chunks, ledger
 from dagster_claude_batch.chunks import Chunk
-from dagster_claude_batch.cost import USD_TYPE, batch_prices, sum_if_known
+from dagster_claude_batch.cost import TOTAL_USD_TYPE, USD_TYPE, Prices, sum_if_known
 from dagster_claude_batch.declaration import Declaration
 from dagster_claude_batch.departed import move_to_departed
 from dagster_claude_batch.identifiers import quote_identifier
@@ -113,7 +113,8 @@ def _gather(
             coalesce(s.output_tokens, 0) AS _output_tokens,
             coalesce(s.cache_read_tokens, 0) AS _cache_read_tokens,
             coalesce(s.cache_write_tokens, 0) AS _cache_write_tokens,
-            {_cost(model, landing.absent)} AS _cost_usd,
+            {_cost(declaration.batch_prices(), landing.absent)} AS _cost_usd,
+            coalesce(s.web_searches, 0) AS _web_searches,
             $batch_id::VARCHAR AS _batch_id,
             coalesce(s.custom_id, $nonce::VARCHAR || '-' || q._ordinal) AS _custom_id,
             s.request_id AS _request_id
@@ -147,6 +148,7 @@ def _share_out(connection: Connection) -> None:
     of_rows = [f"{name} * (_nth + 1) // _n - {name} * _nth // _n AS {name}" for name in tokens]
     up_to = "(_cost_usd * {} / _n)::" + USD_TYPE
     of_rows.append(f"{up_to.format('(_nth + 1)')} - {up_to.format('_nth')} AS _cost_usd")
+    of_rows.append("CASE WHEN _nth = 0 THEN _web_searches ELSE 0 END AS _web_searches")
     connection.execute(
         f"CREATE OR REPLACE TEMP TABLE claude_batch_landed AS "
         f"SELECT * EXCLUDE (_n, _nth) REPLACE ({', '.join(of_rows)}) FROM (SELECT *, "
@@ -155,7 +157,7 @@ def _share_out(connection: Connection) -> None:
     )
 
 
-def _cost(model: str, absent: Absent) -> str:
+def _cost(prices: Prices | None, absent: Absent) -> str:
     """What a request cost by its result ``s``; NULL where nobody can tell.
 
     An error, a cancellation and an expiry cost nothing. What has no line, or one that we do not
@@ -165,12 +167,11 @@ def _cost(model: str, absent: Absent) -> str:
     unbilled = "s.input_tokens IS NULL AND s.outcome <> 'unrecognized_result'"
     return (
         f"CASE WHEN s.ordinal IS NULL THEN {absent_cost} WHEN {unbilled} THEN 0 "
-        f"WHEN s.input_tokens IS NOT NULL THEN {_cost_of_tokens(model)} END"
+        f"WHEN s.input_tokens IS NOT NULL THEN {_cost_of_tokens(prices)} END"
     )
 
 
-def _cost_of_tokens(model: str) -> str:
-    prices = batch_prices(model)
+def _cost_of_tokens(prices: Prices | None) -> str:
     if prices is None:
         return "NULL"
     return prices.sql(
@@ -269,13 +270,19 @@ def _note_usage(
     connection.execute(
         f"""
         INSERT INTO {requests} ({carried}, _chunk_id, _ordinal, _position, _partition,
-            _request_hash, _attempt, _outcome, _retryable, {usage})
+            _request_hash, _attempt, _outcome, _retryable, _web_searches, {usage})
         SELECT {carried}, $chunk_id, _ordinal, _position, _partition, _request_hash, _attempts,
-            coalesce(_error_type, 'answer'), _retryable, {usage}
+            coalesce(_error_type, 'answer'), _retryable, _web_searches, {usage}
         FROM {_LANDED} ORDER BY _ordinal, _position
         """,
         {"chunk_id": chunk.chunk_id},
     )
+    (cost,) = row(
+        connection,
+        f"SELECT (CASE WHEN count(*) = count(_cost_usd) THEN coalesce(sum(_cost_usd), 0) END)"
+        f"::{TOTAL_USD_TYPE} FROM {_LANDED}",
+    )
+    chunks.note_cost(connection, chunk, cost)
 
 
 def _add_earlier_attempts(

@@ -3,10 +3,11 @@
 import json
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final, Literal, TypeAlias
 
+from dagster_claude_batch.cost import sum_if_known
 from dagster_claude_batch.errors import LedgerVersionError, TableTakenError
 from dagster_claude_batch.identifiers import quote_identifier
 from dagster_claude_batch.tables import USAGE_COLUMNS, TableName, exists, grow_table
@@ -25,6 +26,7 @@ _REQUEST_COLUMNS: Final = {
     "_attempt": "INTEGER",
     "_outcome": "VARCHAR",
     "_retryable": "BOOLEAN",
+    "_web_searches": "INTEGER",
     **USAGE_COLUMNS,
 }
 
@@ -79,7 +81,28 @@ _MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         WHERE m.state = 'open' AND m.materialization_id IN (
             SELECT materialization_id FROM claude_batch.chunks WHERE state = 'elsewhere')""",
     ),
+    (
+        "ALTER TABLE claude_batch.chunks ADD COLUMN model VARCHAR",
+        "ALTER TABLE claude_batch.chunks ADD COLUMN most_usd DECIMAL(38, 12)",
+        "ALTER TABLE claude_batch.chunks ADD COLUMN cost_usd DECIMAL(38, 12)",
+        "ALTER TABLE claude_batch.materializations ADD COLUMN capped VARCHAR",
+        "ALTER TABLE claude_batch.materializations ADD COLUMN left_partitions VARCHAR[]",
+        "ALTER TABLE claude_batch.materializations ADD COLUMN left_rows BIGINT[]",
+    ),
 )
+
+SPENDING: Final = f"""
+    SELECT CAST(make_timestamp(epoch_us(coalesce(c.sending_at, c.landed_at))) AS DATE) AS day,
+        r.asset, r.partition, c.model, r.outcome, c.is_copy AS is_second_copy, count(*) AS rows,
+        count(DISTINCT (r.chunk_id, r.ordinal)) AS requests,
+        sum(r.input_tokens)::BIGINT AS input_tokens, sum(r.output_tokens)::BIGINT AS output_tokens,
+        sum(r.cache_read_tokens)::BIGINT AS cache_read_tokens,
+        sum(r.cache_write_tokens)::BIGINT AS cache_write_tokens,
+        {sum_if_known("r.cost_usd")} AS cost_usd,
+        count(*) FILTER (r.cost_usd IS NULL) AS rows_of_unknown_cost
+    FROM claude_batch.requests AS r JOIN claude_batch.chunks AS c ON c.chunk_id = r.chunk_id
+    WHERE c.state = 'landed' GROUP BY ALL"""
+"""What was spent on which day (UTC, of sending), for each kind of outcome; see the README."""
 
 VERSION: Final = len(_MIGRATIONS)
 """The newest ledger this code can read and write."""
@@ -105,6 +128,7 @@ class MaterializationConfig:
     refresh: bool = False
     retry_failed: Literal["retryable", "all", "none"] = "retryable"
     limit: int | None = None
+    max_cost_usd: float | None = None
 
 
 @dataclass(frozen=True)
@@ -114,7 +138,8 @@ class Materialization:
     ``halted_because`` is what the API said of the account when it refused rows already sent;
     until another run attaches, nothing more is sent. ``awaits`` are ids of chunks with rows of its
     partitions that others had out when it began; these rows are planned if nothing comes of that.
-    ``pilot`` is why nothing more was sent than that, if so.
+    ``pilot`` is why nothing more was sent than that, if so. ``capped`` is which cap kept the rest
+    from being sent, and ``left`` how many rows of which partitions that were.
     """
 
     materialization_id: str
@@ -126,6 +151,8 @@ class Materialization:
     halted_because: str | None = None
     awaits: tuple[int, ...] = ()
     pilot: str | None = None
+    capped: str | None = None
+    left: Mapping[str | None, int] = field(default_factory=dict[str | None, int])
 
 
 def open_ledger(connection: Connection, now: datetime) -> None:
@@ -148,6 +175,7 @@ def open_ledger(connection: Connection, now: datetime) -> None:
     for statements in _MIGRATIONS[version:]:
         for statement in statements:
             connection.execute(statement)
+    _grow_requests(connection)
     if found:
         connection.execute(
             "UPDATE claude_batch.ledger SET version = $version, migrated_at = $now",
@@ -158,6 +186,18 @@ def open_ledger(connection: Connection, now: datetime) -> None:
             "INSERT INTO claude_batch.ledger VALUES ($version, 0, $now)",
             {"version": VERSION, "now": now},
         )
+
+
+def _grow_requests(connection: Connection) -> None:
+    """Let the requests of all assets have the columns that are new."""
+    known = rows(
+        connection,
+        "SELECT asset_id, asset FROM claude_batch.assets WHERE row_key IS NOT NULL",
+    )
+    for values in known:
+        grow_table(connection, LedgerAsset(*values).requests, _REQUEST_COLUMNS)
+    if known:
+        _create_views(connection)
 
 
 def is_ledger(connection: Connection) -> bool:
@@ -207,12 +247,12 @@ def register_asset(
         {"asset_id": registered.asset_id, "row_key": list(row_key)},
     )
     if changed:
-        _create_requests_view(connection)
+        _create_views(connection)
     return registered
 
 
-def _create_requests_view(connection: Connection) -> None:
-    """Show the requests of all assets as one relation, the row key as a JSON array."""
+def _create_views(connection: Connection) -> None:
+    """Show the requests of all assets as one relation, the row key as a JSON array; and costs."""
     ours = ", ".join(f"{name} AS {name[1:]}" for name in _REQUEST_COLUMNS)
     selects = [
         f"SELECT asset, {ours}, json_array({', '.join(map(quote_identifier, row_key))}) AS row_key "
@@ -225,6 +265,7 @@ def _create_requests_view(connection: Connection) -> None:
     ]
     union = " UNION ALL ".join(selects)
     connection.execute(f"CREATE OR REPLACE VIEW claude_batch.requests AS {union}")
+    connection.execute(f"CREATE OR REPLACE VIEW claude_batch.spending AS {SPENDING}")
 
 
 def refuse_taken_tables(connection: Connection, asset: str, tables: Sequence[TableName]) -> None:
@@ -284,12 +325,14 @@ def claim_chunks(connection: Connection, registered: LedgerAsset, count: int) ->
 
 _MATERIALIZATION: Final = (
     "materialization_id, partitions, state, config, model_max_tokens, started_at, halted_because, "
-    "awaits, pilot"
+    "awaits, pilot, capped, left_partitions, left_rows"
 )
 
 
 def _materialization(values: tuple[Any, ...]) -> Materialization:
-    identity, partitions, state, config, model_limit, started_at, halted, awaits, pilot = values
+    identity, partitions, state, config, model_limit, started_at, halted, awaits, *ended = values
+    pilot, capped, left_partitions, left_rows = ended
+    left = zip(left_partitions or ([None] if left_rows else []), left_rows or (), strict=True)
     return Materialization(
         identity,
         tuple(partitions) or (None,),
@@ -300,6 +343,8 @@ def _materialization(values: tuple[Any, ...]) -> Materialization:
         halted,
         tuple(awaits or ()),
         pilot,
+        capped,
+        dict(left),
     )
 
 
@@ -325,9 +370,11 @@ def asked_partitions(connection: Connection, asset: str) -> set[str | None]:
     """Partitions all of whose rows a materialization has asked, to its end; None if it has none."""
     found = rows(
         connection,
-        "SELECT DISTINCT unnest(CASE WHEN len(partitions) = 0 THEN [NULL] ELSE partitions END) "
+        "SELECT DISTINCT partition FROM (SELECT unnest(CASE WHEN len(partitions) = 0 THEN [NULL] "
+        "ELSE partitions END) AS partition, capped, left_partitions "
         "FROM claude_batch.materializations WHERE asset = $asset AND state = 'done' "
-        "AND (config::JSON->>'limit') IS NULL AND pilot IS NULL",
+        "AND (config::JSON->>'limit') IS NULL AND pilot IS NULL) "
+        "WHERE capped IS NULL OR NOT coalesce(list_contains(left_partitions, partition), true)",
         {"asset": asset},
     )
     return {partition for (partition,) in found}
@@ -387,6 +434,26 @@ def note_pilot(connection: Connection, materialization_id: str, said: str) -> No
         "UPDATE claude_batch.materializations SET pilot = $said "
         "WHERE materialization_id = $materialization_id",
         {"said": said, "materialization_id": materialization_id},
+    )
+
+
+def note_capped(
+    connection: Connection,
+    materialization_id: str,
+    said: str,
+    left: Mapping[str | None, int],
+) -> None:
+    """Keep which cap has kept how many rows, by partition, from being sent."""
+    connection.execute(
+        "UPDATE claude_batch.materializations SET capped = $said, "
+        "left_partitions = $partitions::VARCHAR[], left_rows = $rows::BIGINT[] "
+        "WHERE materialization_id = $materialization_id",
+        {
+            "said": said,
+            "partitions": [key for key in left if key is not None],
+            "rows": list(left.values()),
+            "materialization_id": materialization_id,
+        },
     )
 
 

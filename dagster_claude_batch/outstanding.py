@@ -12,6 +12,10 @@ from dagster_claude_batch.warehouse import Connection, row, rows
 _CHUNK: Final = ", ".join(field.name for field in fields(Chunk))
 
 
+SENT: Final[tuple[ChunkState, ...]] = ("sending", "submitted")
+"""States of a chunk that is, or may be, out."""
+
+
 def chunks_of(
     connection: Connection, materialization_ids: Sequence[str], states: Sequence[ChunkState]
 ) -> list[Chunk]:

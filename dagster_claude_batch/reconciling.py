@@ -2,16 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
-from typing import Final
 
 from anthropic.types.messages import MessageBatch
 
 from dagster_claude_batch import chunks
 from dagster_claude_batch.chunks import Chunk
 from dagster_claude_batch.doubt import (
-    LATEST_APPEARANCE,
-    LATEST_END,
+    WATCHED,
     Found,
     NotFound,
     Unsettled,
@@ -25,9 +22,6 @@ from dagster_claude_batch.outstanding import given_up, known_batches
 from dagster_claude_batch.resending import record_copy, send_anew
 from dagster_claude_batch.warehouse import Connection
 from dagster_claude_batch.workbench import Findings, Outstanding, Workbench
-
-_WATCHED: Final = LATEST_APPEARANCE + LATEST_END + timedelta(hours=1)
-"""How long after its sending a chunk that was given up is looked for: until it must have ended."""
 
 
 @dataclass
@@ -123,7 +117,7 @@ class Reconciler:
 
     def watched(self, connection: Connection) -> list[Chunk]:
         """Chunks that were given up, and whose batches may still appear."""
-        since = self.bench.claude.now() - _WATCHED
+        since = self.bench.claude.now() - WATCHED
         return given_up(connection, self.bench.declaration.asset, since)
 
 

@@ -43,7 +43,8 @@ class PartitionReport:
     rows were answered by another row's request. ``is_asked`` once a materialization that was to ask
     all its rows has come to its end.
     ``come_since`` are rows of the source, as it is now, that have no outcome as they are; None if
-    it cannot be read.
+    it cannot be read. ``left`` rows have no outcome, for a cap, which ``capped`` names, kept them
+    from being sent.
     """
 
     partition: str | None
@@ -61,6 +62,8 @@ class PartitionReport:
     answers_in_table: int = 0
     is_asked: bool = True
     come_since: int | None = 0
+    left: int = 0
+    capped: str | None = None
 
     @property
     def failed(self) -> int:
@@ -112,6 +115,17 @@ def read_reports(
         replace(each, come_since=None if since is None else since.get(each.partition, 0))
         for each in found
     ]
+
+
+def _left(
+    connection: Connection, materializations: Sequence[Materialization], partition: str | None
+) -> dict[str, Any]:
+    """What a cap kept from being sent, as the ledger has it now."""
+    for each in materializations:
+        now = ledger.get_materialization(connection, each.materialization_id)
+        if partition in now.left:
+            return {"left": now.left[partition], "capped": now.capped}
+    return {}
 
 
 def _read_since(
@@ -184,6 +198,7 @@ def report_on(
         preview=_preview(connection, declaration, partition),
         columns=columns_of(connection, answers),
         answers_in_table=row(connection, f"SELECT count(*) FROM {answers}")[0],
+        **_left(connection, materializations, partition),
     )
 
 

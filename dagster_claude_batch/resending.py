@@ -51,8 +51,15 @@ def split(plan: Plan, chunk: Chunk) -> None:
         LostChunkError: It is not being sent any more.
     """
     mark_unsent(plan.connection, chunk)
-    plan = plan.of_owner(chunk)
-    kept = chunk.requests // 2
+    split_after(plan.of_owner(chunk), chunk, chunk.requests // 2)
+
+
+def split_after(plan: Plan, chunk: Chunk, kept: int) -> None:
+    """Leave only the first requests in a planned chunk, and plan another one of the others.
+
+    Raises:
+        LostChunkError: It is not planned any more.
+    """
     size = chunk.bytes * kept // chunk.requests
     half = f"_chunk_id = $chunk_id AND _ordinal >= {kept:d}"
     _insert_twin(plan, chunk, half, requests=chunk.requests - kept, after=kept)

@@ -68,6 +68,12 @@ class ClaudeBatchResource(dg.ConfigurableResource[Any]):
         gt=0,
         description="Requests that are out at the same time, over all assets of the database.",
     )
+    max_cost_usd_per_day: float | None = Field(
+        default=None,
+        gt=0,
+        description="The most that all assets of the database together may spend on what is sent "
+        "within a day (UTC), in USD. What is out counts as the most that it can cost.",
+    )
     poll_interval_seconds: float = Field(
         default=60.0,
         gt=0,

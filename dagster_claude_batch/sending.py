@@ -5,11 +5,13 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from decimal import Decimal
 from typing import Final
 
-from dagster_claude_batch import chunks, ledger, resending
+from dagster_claude_batch import caps, chunks, ledger, resending
 from dagster_claude_batch.adoption import dissolve_cancelled
 from dagster_claude_batch.bodies import MAX_SPOOLED_BYTES, Body, Spooled, spool
+from dagster_claude_batch.budget import Budget
 from dagster_claude_batch.chunks import Chunk
 from dagster_claude_batch.doubt import LATEST_END, settled_at
 from dagster_claude_batch.errors import (
@@ -49,9 +51,14 @@ class Sender:
     patience: timedelta = PATIENCE
     not_again_before: datetime | None = None
     is_refused: bool = False
+    is_full: bool = False
     work: Sequence[Outstanding] = ()
     steadiness: Steadiness = field(default_factory=Steadiness)
     max_spooled_bytes: int = MAX_SPOOLED_BYTES
+    budget: Budget = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.budget = Budget(self.bench)
 
     def send(self, work: Sequence[Outstanding]) -> Findings:
         """Send what fits into the window; ``again_at`` is when more may be accepted.
@@ -65,26 +72,38 @@ class Sender:
             return findings
         for each in work:
             planned = each.in_state("planned") if each.may_send else []
-            is_unchecked = each.materialization.model_max_tokens is None
             if planned:
+                self.budget.require_cappable(each)
                 check_model(self.bench, each.materialization)
-            while planned and not findings.moved:
-                spooled = self._spool(each.materialization, planned)
-                if spooled is None:
-                    return findings
-                with spooled:
-                    if is_unchecked and spooled.bodies:
-                        check_shape(self.bench, each.materialization, spooled.bodies[0])
-                        is_unchecked = False
-                    self._send_bodies(each, spooled.bodies, findings)
-                if findings.again_at is not None:
-                    return findings
-                if spooled.stale:
-                    self._plan_anew(each, spooled, findings)
-                if findings.again_at is not None:
-                    return findings
-                planned = planned[len(spooled.bodies) + len(spooled.stale) :]
+                self._send_all(each, planned, findings)
+            if findings.moved or findings.again_at is not None or self.is_full:
+                break
         return findings
+
+    def _send_all(
+        self, outstanding: Outstanding, planned: Sequence[Chunk], findings: Findings
+    ) -> None:
+        """Send chunks wave by wave, until all are sent or something is in the way."""
+        materialization = outstanding.materialization
+        is_unchecked = materialization.model_max_tokens is None
+        while planned and not findings.moved:
+            spooled = self._spool(materialization, planned)
+            self.is_full = spooled is None
+            if spooled is None:
+                return
+            with spooled:
+                if self.budget.cap is not None:
+                    self.budget.hold(outstanding, spooled.bodies[0].chunk, findings)
+                    return
+                if is_unchecked and spooled.bodies:
+                    check_shape(self.bench, materialization, spooled.bodies[0])
+                    is_unchecked = False
+                self._send_bodies(outstanding, spooled.bodies, findings)
+            if spooled.stale and findings.again_at is None:
+                self._plan_anew(outstanding, spooled, findings)
+            if findings.again_at is not None:
+                return
+            planned = planned[len(spooled.bodies) + len(spooled.stale) :]
 
     def _plan_anew(self, outstanding: Outstanding, spooled: Spooled, findings: Findings) -> None:
         """Plan stale chunks anew, unless the source is never twice the same."""
@@ -124,21 +143,16 @@ class Sender:
         def work(connection: Connection) -> Spooled | None:
             while made:
                 made.pop().close()  # of a transaction that lost against another one
-            room = self._room(connection)
-            fitting: list[Chunk] = []
-            for chunk in planned:
-                if not self._fits(chunk, room, is_first=not fitting):
-                    break
-                room -= chunk.requests
-                fitting.append(chunk)
+            fitting = self._fitting(connection, materialization, planned)
             if not fitting:
                 return None
-            at = asset_of(connection, self.bench.declaration.asset)
+            declaration = self.bench.declaration
+            at = asset_of(connection, declaration.asset)
             most = self.max_spooled_bytes
-            made.append(
-                spool(connection, self.bench.declaration, at, fitting, slices, max_bytes=most)
-            )
-            return made[-1]
+            spooled = spool(connection, declaration, at, fitting, slices, max_bytes=most)
+            made.append(spooled)
+            self.budget.look(connection, materialization, spooled.bodies[:1])
+            return spooled
 
         try:
             return self.bench.warehouse.transact(work)
@@ -146,6 +160,24 @@ class Sender:
             for each in made:
                 each.close()
             raise
+
+    def _fitting(
+        self, connection: Connection, materialization: Materialization, planned: Sequence[Chunk]
+    ) -> list[Chunk]:
+        """The next chunks that fit into the window, and but for the first, under the caps."""
+        room = self._room(connection)
+        left = self.budget.room(connection, materialization)
+        fitting: list[Chunk] = []
+        for chunk in planned:
+            if not self._fits(chunk, room, is_first=not fitting):
+                break
+            if left is not None:
+                left -= caps.planned_usd(self.bench.declaration, chunk) or Decimal(0)
+                if left < 0 and fitting:
+                    break
+            room -= chunk.requests
+            fitting.append(chunk)
+        return fitting
 
     def _room(self, connection: Connection) -> int:
         since = self.bench.claude.now() - LATEST_END
@@ -190,20 +222,24 @@ class Sender:
             serialize_sending(connection, self.bench.declaration.workspace)
             if not self._fits(body.chunk, self._room(connection), is_first=True):
                 return None
+            self.budget.look(connection, outstanding.materialization, [body])
+            if self.budget.cap is not None:
+                return None
             plan = self.bench.plan(connection, outstanding.materialization)
             has_been_asked = asked_by_others(plan, body.chunk)
             if has_been_asked:
                 return None
             now = self.bench.claude.now()  # not before the database was free
-            chunks.mark_sending(
-                connection,
-                body.chunk,
+            sending = chunks.Sending(
                 nonce=body.nonce,
                 body_sha256=body.sha256,
                 size=body.size,
                 run_id=self.bench.run.run_id,
                 now=now,
+                model=self.bench.declaration.shape.model,
+                most_usd=caps.most_usd(self.bench.declaration, body),
             )
+            chunks.mark_sending(connection, body.chunk, sending)
             return now
 
         try:

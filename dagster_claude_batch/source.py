@@ -58,6 +58,7 @@ class Query:
     sql: str
     parameters: Mapping[str, object]
     functions: tuple[Function, ...] = ()
+    has_surplus: bool = False
 
     def callable_on(self, connection: Connection) -> AbstractContextManager[None]:
         """Let a connection run it: a context in which it knows the query's functions."""
@@ -191,7 +192,8 @@ def select_rows(
     the row cannot be asked, else NULL), ``hash`` (NULL where ``reason`` is not), ``bytes`` (of the
     row's own part of its request) and ``params`` (all of the request's, as JSON, with
     ``max_tokens``). Where rows may share a request, ``own`` is what is theirs of what they are
-    asked. ``only`` names a relation with ``k0`` … and ``partition``: other rows are left
+    asked; with ``writes``, ``surplus`` is how many bytes more than tokens the request has, if it is
+    not all text. ``only`` names a relation with ``k0`` … and ``partition``: other rows are left
     out before anything is rendered. Only with ``writes`` are the ``params`` whole.
     """
     shape = declaration.shape
@@ -209,6 +211,8 @@ def select_rows(
     once = "MATERIALIZED" if scope.functions else ""
     nulls = {column: aliases[column] for column in shape.columns}
     shares = writes and declaration.packing is not None
+    surplus = shape.surplus_sql(values, scope) if writes else None
+    more = f", ({surplus})::BIGINT AS surplus" if surplus else ""
     own = f", {own_sql(shape, values, scope)} AS own" if shares else ""
     sql = f"""
         WITH picked AS ({picked}),
@@ -227,11 +231,11 @@ def select_rows(
             CASE WHEN reason IS NULL THEN {shape.hash_sql(values, scope)} END AS hash,
             {shape.size_sql(values, scope)} AS bytes,
             {shape.json_sql(values, scope, max_tokens=f"{max_tokens or declaration.max_tokens:d}")}
-                AS params {own}
+                AS params {own} {more}
         FROM judged
     """
     parameters = {**bound, **scope.parameters, **_null_reasons(shape.columns)}
-    return Query(sql, parameters, tuple(scope.functions))
+    return Query(sql, parameters, tuple(scope.functions), has_surplus=bool(surplus))
 
 
 def _aliases(letter: str, names: Sequence[str]) -> list[str]:

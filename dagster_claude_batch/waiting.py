@@ -14,6 +14,7 @@ from dagster_claude_batch.advance import Engine
 from dagster_claude_batch.batch_asset import BatchAsset, engine_for
 from dagster_claude_batch.config import ClaudeBatchConfig
 from dagster_claude_batch.dagster_internals import PARENT_RUN_ID_TAG, RETRY_NUMBER_TAG
+from dagster_claude_batch.declaration import Declaration
 from dagster_claude_batch.errors import MaterializationCancelledError, MaterializationDoneError
 from dagster_claude_batch.ledger import Materialization, MaterializationConfig
 from dagster_claude_batch.ours import Ours
@@ -35,7 +36,7 @@ def materialize(
         return
     trial.refuse_in_backfill(context.run, asset.declaration, config)
     trial.refuse_file_of_requests(asset.declaration, config)
-    asked = MaterializationConfig(config.refresh, config.retry_failed, config.limit)
+    asked = _asked(asset.declaration, config)
     if config.dry_run:
         rehearsal = run.engine.rehearse(run.partitions, asked, requests_path=config.requests_path)
         for observation in trial.describe_rehearsal(run.key, asset.declaration, rehearsal):
@@ -51,6 +52,12 @@ def materialize(
             run.successor.undo()
 
 
+def _asked(declaration: Declaration, config: ClaudeBatchConfig) -> MaterializationConfig:
+    declared = declaration.max_cost_usd
+    cap = float(declared) if config.max_cost_usd is None and declared else config.max_cost_usd
+    return MaterializationConfig(config.refresh, config.retry_failed, config.limit, cap)
+
+
 def _finish(run: "Run") -> Iterator[Any]:
     """Say how the partitions ended, to whom they are materialized for; or how a trial went."""
     context, declaration = run.context, run.asset.declaration
@@ -59,6 +66,7 @@ def _finish(run: "Run") -> Iterator[Any]:
     if limits:
         for observation in trial.describe_limited(run.key, declaration, reports, max(limits)):
             context.log_event(observation)
+        finishing.refuse_left(declaration, reports)
         return
     yield from finishing.finish(
         context, run.key, declaration, reports, deleted=run.deleted_partitions

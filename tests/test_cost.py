@@ -10,7 +10,7 @@ from genai_prices.data import providers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dagster_claude_batch.cost import Prices, Rates, batch_prices
+from dagster_claude_batch.cost import Prices, Rates, batch_prices, declared_prices
 
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
 COUNTS = (
@@ -133,6 +133,35 @@ def test_sql_python_and_genai_prices_agree_on_every_usage(
         ),
         pytest.param("claude-haiku-4-5", {"web_searches": 3}, "0.03", id="web searches"),
         pytest.param("claude-haiku-4-5", {}, "0", id="nothing counted"),
+        pytest.param(
+            "claude-haiku-5-5",
+            {"cache_read_tokens": 2_000, "cache_write_5m_tokens": 100, "output_tokens": 10},
+            "0.00001875",  # 0.002 * 0.005 + 0.0001 * 0.0625 + 0.00001 * 0.25
+            id="haiku 5.5 with a cache of 5 minutes",
+        ),
+        pytest.param(
+            "claude-haiku-5-5",
+            {"cache_write_1h_tokens": 100_001},
+            "0.0500005",  # 0.100001 * 0.5
+            id="haiku 5.5 with a 1 hour write above the border",
+        ),
+        pytest.param(
+            "claude-sonnet-5-5",
+            {
+                "input_tokens": 300_000,
+                "output_tokens": 2_000,
+                "cache_read_tokens": 10_000,
+                "cache_write_1h_tokens": 1_000,
+            },
+            "0.3125",  # 0.3 * 1 + 0.002 * 5 + 0.01 * 0.05 + 0.001 * 2
+            id="sonnet 5.5 has one tier",
+        ),
+        pytest.param(
+            "claude-opus-5-5",
+            {"input_tokens": 1_000, "output_tokens": 1_000, "cache_write_5m_tokens": 1_000},
+            "0.0145",  # 0.001 * 2 + 0.001 * 10 + 0.001 * 2.5
+            id="opus 5.5",
+        ),
     ],
 )
 def test_a_cost_worked_out_by_hand(
@@ -193,3 +222,61 @@ def test_a_rate_finer_than_the_column_is_rounded_alike_in_sql_and_python(
 
     assert prices.usd(input_tokens=1) == Decimal("1e-12")
     assert cost_in_sql(connection, prices, input_tokens=1) == Decimal("1e-12")
+
+
+def test_declared_prices_need_only_two_and_leave_the_rest_to_the_usual_parts() -> None:
+    assert declared_prices({"input": 2, "output": "10"}).base == Rates(
+        input=Decimal(2),
+        output=Decimal(10),
+        cache_read=Decimal("0.2"),
+        cache_write_5m=Decimal("2.5"),
+        cache_write_1h=Decimal(4),
+        web_search=Decimal(10),
+    )
+    own = declared_prices({"input": 2, "output": 10, "cache_read": 0, "web_search": 5}).base
+    assert (own.cache_read, own.web_search, own.cache_write_5m) == (0, 5, Decimal("2.5"))
+
+
+@pytest.mark.parametrize(
+    ("prices", "said"),
+    [
+        ({"input": 1}, "the price of 'output' is missing"),
+        ({"input": 1, "output": 1, "thinking": 1}, "'thinking' is none of"),
+        ({"input": -1, "output": 1}, "-1 is no price of 'input'"),
+        ({"input": 1, "output": "much"}, "'much' is no price of 'output'"),
+        ({"input": float("nan"), "output": 1}, "nan is no price"),
+        ({"input": True, "output": 1}, "True is no price"),
+    ],
+)
+def test_declared_prices_that_are_none_are_refused(prices: dict[str, float], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        declared_prices(prices)
+
+
+@given(
+    model=st.sampled_from(MODELS),
+    requests=st.lists(usages(), min_size=1, max_size=4),
+    output=st.integers(1, 128_000),
+)
+def test_no_requests_cost_more_than_the_most(
+    model: str, requests: list[dict[str, int]], output: int
+) -> None:
+    prices = prices_of(model)
+    real = [
+        {**counts, "output_tokens": min(output, counts["output_tokens"]), "web_searches": 0}
+        for counts in requests
+    ]
+    prompts = [
+        sum(v for k, v in counts.items() if k not in ("output_tokens", "web_searches"))
+        for counts in real
+    ]
+
+    most = prices.most_usd(
+        requests=len(real),
+        prompt_tokens=sum(prompts),
+        largest_prompt=max(prompts),
+        output_tokens=output,
+        caches=True,
+    )
+
+    assert sum((prices.usd(**counts) for counts in real), Decimal(0)) <= most

@@ -64,6 +64,11 @@ class FunctionPrompt:
         del scope
         return f"{value}.size"
 
+    def surplus(self, value: str, scope: Scope) -> str | None:
+        """None: no token is shorter than a byte."""
+        del value, scope
+        return None
+
     def identity(self, value: str, scope: Scope) -> str:
         """Of text, the text itself: the same question as a template's has the same hash."""
         del scope

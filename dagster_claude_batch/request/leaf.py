@@ -42,6 +42,10 @@ class Leaf(Protocol):
         """Bytes of that."""
         ...
 
+    def surplus(self, value: str, scope: "Scope") -> str | None:
+        """How many bytes more than tokens it has, at the least; None if none for sure."""
+        ...
+
     def identity(self, value: str, scope: "Scope") -> str:
         """What of it the request hash covers."""
         ...

@@ -64,6 +64,11 @@ class PackedBlocks:
         del scope
         return f"strlen({value})"
 
+    def surplus(self, value: str, scope: Scope) -> str | None:
+        """None: no token is shorter than a byte."""
+        del value, scope
+        return None
+
     def identity(self, value: str, scope: Scope) -> str:
         """The same."""
         del scope

@@ -106,6 +106,24 @@ class RequestShape:
         return self.params.get("output_config", {}).get("effort")
 
     @property
+    def may_cache(self) -> bool:
+        """Whether anything of a request may be written to the cache."""
+        texts = [each for each in self._fragments if isinstance(each, str)]
+        return self.needs_whole_row or any('"cache_control"' in text for text in texts)
+
+    @property
+    def has_more_than_it_says(self) -> bool:
+        """Whether the API adds to a prompt: how an output has to look, or how tools are used."""
+        return self.needs_whole_row or self.schema is not None or bool(self.params.get("tools"))
+
+    @property
+    def endless_tool(self) -> str | None:
+        """A tool of the API's own that brings any number of tokens into the prompt, if there is."""
+        tools: Sequence[Mapping[str, Any]] = self.params.get("tools") or ()
+        kinds = [str(tool.get("type")) for tool in tools]
+        return next((kind for kind in kinds if kind.startswith(_ENDLESS)), None)
+
+    @property
     def has_pictures(self) -> bool:
         """Whether the model has to see pictures."""
         return any(isinstance(part, Image) for part in self._parts)
@@ -136,6 +154,12 @@ class RequestShape:
         """The other bytes of it, at the most."""
         pairs = zip(self.leaves, values, strict=True)
         return " + ".join(leaf.size(value, scope) for leaf, value in pairs)
+
+    def surplus_sql(self, values: Sequence[str], scope: Scope) -> str | None:
+        """How many bytes more than tokens a row's request has; None if it is all text."""
+        pairs = zip(self.leaves, values, strict=True)
+        found = [leaf.surplus(value, scope) for leaf, value in pairs]
+        return " + ".join(f"({each})" for each in found if each is not None) or None
 
     def problem_sql(self, values: Sequence[str], scope: Scope) -> str:
         """Why a row cannot be asked; NULL if it can."""
@@ -179,6 +203,9 @@ class RequestShape:
                 [part.block() for part in self.prompt] if isinstance(self.prompt, tuple) else None
             )
         return hashlib.sha256(canonical_json(declared)).hexdigest()[:32]
+
+
+_ENDLESS: Final = ("web_search", "web_fetch", "code_execution", "tool_search")
 
 
 def _content(prompt: Template | tuple[Part, ...] | PackedPrompt) -> object:

@@ -16,6 +16,12 @@ MOST_PICTURE_BYTES: Final = 5 * 1024 * 1024 * 3 // 4
 MOST_PDF_BYTES: Final = (MAX_REQUEST_BYTES - 1_000_000) * 3 // 4
 """Bytes of one PDF: as base64 it has to fit into a request, beside all else."""
 
+MOST_PICTURE_TOKENS: Final = 5_000
+"""Tokens of one picture: those that see most of it take up to 4,784."""
+
+MOST_PDF_TOKENS: Final = 1_000_000
+"""Tokens of one PDF: no model reads more at a time."""
+
 _AROUND: Final = 60
 """Bytes of a source besides its data, at the most."""
 
@@ -24,7 +30,8 @@ _AROUND: Final = 60
 class _FileSource:
     """Bytes as base64, or a URL. Its value is a `files.READ`.
 
-    ``what`` is what it should be, ``cure`` what helps if it is too large.
+    ``what`` is what it should be, ``cure`` what helps if it is too large. It is at most so many
+    tokens.
     """
 
     column: str
@@ -33,6 +40,7 @@ class _FileSource:
     what: str
     most_bytes: int
     cure: str
+    most_tokens: int
     shrink: Shrink | None = None
 
     @property
@@ -70,6 +78,13 @@ class _FileSource:
         url, data = f"strlen(to_json({value}.url))", f"4 * (({value}.size + 2) // 3)"
         return f"coalesce({url}, {data}, 0) + {_AROUND}"
 
+    def surplus(self, value: str, scope: Scope) -> str:
+        """It is read as a picture or as pages, however many bytes it has."""
+        del scope
+        data, most = f"4 * (({value}.size + 2) // 3)", self.most_tokens
+        tokens = f"{most:d}" if self.formats == PICTURES else f"least({data}, {most:d})"
+        return f"CASE WHEN {value}.url IS NOT NULL THEN -{most:d} ELSE {data} - {tokens} END"
+
     def identity(self, value: str, scope: Scope) -> str:
         """By content, whatever it is called; but a URL is all that we know of it."""
         del scope
@@ -101,13 +116,20 @@ def image_source(column: str, max_edge: int | None) -> Leaf:
         "PNG, JPEG, GIF or WebP picture",
         MOST_PICTURE_BYTES,
         "Use Image(…, resize=True).",
+        MOST_PICTURE_TOKENS,
         None if max_edge is None else Shrink(max_edge, MOST_PICTURE_BYTES),
     )
 
 
 def _pdf_source(column: str) -> Leaf:
     return _FileSource(
-        column, None, PDFS, "PDF", MOST_PDF_BYTES, "Split it, or let Claude read it from a URL."
+        column,
+        None,
+        PDFS,
+        "PDF",
+        MOST_PDF_BYTES,
+        "Split it, or let Claude read it from a URL.",
+        MOST_PDF_TOKENS,
     )
 
 
@@ -146,6 +168,9 @@ class _DocumentSource:
     def size(self, value: str, scope: Scope) -> str:
         return self._as(scope).size(value, scope)
 
+    def surplus(self, value: str, scope: Scope) -> str | None:
+        return self._as(scope).surplus(value, scope)
+
     def identity(self, value: str, scope: Scope) -> str:
         return self._as(scope).identity(value, scope)
 
@@ -180,6 +205,11 @@ class _TextSource:
     def size(self, value: str, scope: Scope) -> str:
         del scope
         return f"strlen(to_json({value})) + {_AROUND}"
+
+    def surplus(self, value: str, scope: Scope) -> str | None:
+        """None: no token is shorter than a byte."""
+        del value, scope
+        return None
 
     def identity(self, value: str, scope: Scope) -> str:
         del scope

@@ -70,6 +70,11 @@ class Template:
         """The whole text, with what stands in a block in front."""
         return f"{scope.bind(self.before)} || {value}" if self.before else value
 
+    def surplus(self, value: str, scope: Scope) -> str | None:
+        """None: no token is shorter than a byte."""
+        del value, scope
+        return None
+
     def identity(self, value: str, scope: Scope) -> str:
         """The whole text, as JSON."""
         return f"CAST(to_json({self.text(value, scope)}) AS VARCHAR)"
