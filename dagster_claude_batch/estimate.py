@@ -13,9 +13,6 @@ from dagster_claude_batch.workbench import Workbench
 
 _BYTES_PER_TOKEN: Final = 4
 
-STANDARD: Final = 2
-"""The standard price is so many times that of a batch, for input and output."""
-
 
 @dataclass(frozen=True)
 class Estimate:

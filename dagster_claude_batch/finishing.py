@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import dagster as dg
 
+from dagster_claude_batch.advice import advise
 from dagster_claude_batch.dagster_internals import BACKFILL_TAG, ends_stalled_backfills
 from dagster_claude_batch.declaration import Declaration
 from dagster_claude_batch.held_run import counted
@@ -349,14 +350,36 @@ def metadata_of(declaration: Declaration, report: PartitionReport) -> Metadata:
         metadata["rows_deduplicated"] = report.deduplicated
     if report.kept_despite_failure:
         metadata["earlier_answers_kept"] = report.kept_despite_failure
-    if usage.cost_usd is not None:
-        metadata["cost_usd"] = float(usage.cost_usd)
-        metadata["cost_usd_standard_price"] = float(usage.cost_usd * _STANDARD_TO_BATCH)
-    else:
-        metadata["cost_usd"] = _why_unknown(usage)
+    metadata |= _money(declaration, report)
+    advice = list(advise(declaration, report.use))
+    if advice:
+        metadata["advice"] = dg.MetadataValue.md("\n".join(f"- {each}" for each in advice))
     if report.preview:
         metadata["preview"] = _preview(report.preview)
     return metadata
+
+
+def _money(declaration: Declaration, report: PartitionReport) -> Metadata:
+    """What the partition's requests cost, in USD, and how well they used what was paid for."""
+    usage, use = report.usage, report.use
+    shown: Metadata = {
+        "max_tokens": declaration.max_tokens,
+        "output_tokens_median": use.median_output_tokens,
+        "output_tokens_p99": use.p99_output_tokens,
+    }
+    if declaration.shape.may_cache:
+        shown["cache_hit_rate"] = usage.cache_hit_rate
+    if usage.cost_usd is None:
+        return {**shown, "cost_usd": _why_unknown(usage)}
+    prices = declaration.batch_prices()
+    standard = usage.standard_usd(prices.base.web_search if prices else Decimal(0))
+    shown["cost_usd"] = float(usage.cost_usd)
+    if standard is not None:
+        shown["cost_usd_standard_price"] = float(standard)
+        shown["saving_usd"] = float(standard - usage.cost_usd)
+    if usage.answers:
+        shown["cost_usd_per_1000_rows"] = float(1_000 * usage.cost_usd / usage.answers)
+    return shown
 
 
 def _why_unknown(usage: Usage) -> str:
@@ -365,10 +388,6 @@ def _why_unknown(usage: Usage) -> str:
         return "unknown: no batch price is known for this model"
     requests = counted(usage.untold, "request", "requests")
     return f"unknown: no result that could be read says what {requests} cost"
-
-
-_STANDARD_TO_BATCH: Final = Decimal(2)
-"""A batch costs half of the standard price, for input and output alike."""
 
 
 def _column_schema(declaration: Declaration, report: PartitionReport) -> dg.TableSchema:

@@ -6,7 +6,8 @@ from decimal import Decimal
 from typing import Any
 
 from dagster_claude_batch import ledger
-from dagster_claude_batch.cost import sum_if_known
+from dagster_claude_batch.advice import Use
+from dagster_claude_batch.cost import STANDARD, sum_if_known
 from dagster_claude_batch.declaration import Declaration
 from dagster_claude_batch.identifiers import quote_identifier
 from dagster_claude_batch.ledger import LedgerAsset, Materialization
@@ -24,7 +25,7 @@ class Usage:
     """What this materialization's requests for a partition came to; cost None if unknown.
 
     That is if the model has no price, or if ``untold`` requests may have been billed whose results
-    nobody has seen.
+    nobody has seen. ``answers`` are rows that these requests have answered.
     """
 
     input_tokens: int = 0
@@ -33,6 +34,25 @@ class Usage:
     cache_write_tokens: int = 0
     cost_usd: Decimal | None = Decimal(0)
     untold: int = 0
+    answers: int = 0
+    web_searches: int = 0
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of all prompts, cached ones included."""
+        return self.input_tokens + self.cache_read_tokens + self.cache_write_tokens
+
+    @property
+    def cache_hit_rate(self) -> float:
+        """Share of the prompts' tokens that were read from the cache."""
+        return self.cache_read_tokens / self.prompt_tokens if self.prompt_tokens else 0.0
+
+    def standard_usd(self, web_search: Decimal) -> Decimal | None:
+        """What the same would have cost outside batches, at so much for 1,000 web searches."""
+        if self.cost_usd is None:
+            return None
+        # Tokens cost half in a batch, searches do not.
+        return STANDARD * self.cost_usd - self.web_searches * web_search / 1_000
 
 
 @dataclass(frozen=True)
@@ -62,6 +82,7 @@ class PartitionReport:
     answers_in_table: int = 0
     is_asked: bool = True
     come_since: int | None = 0
+    use: Use = field(default_factory=Use)
     left: int = 0
     capped: str | None = None
 
@@ -192,7 +213,8 @@ def report_on(
         deduplicated=_reused(connection, declaration, materializations, partition)
         + _together(connection, registered, ids, partition),
         kept_despite_failure=_kept(connection, declaration, registered, ids, partition),
-        usage=Usage(*sent[2:]),
+        usage=(usage := Usage(*sent[2:])),
+        use=_use(connection, registered, ids, partition, usage),
         batch_ids=batch_ids,
         waited_seconds=waited,
         preview=_preview(connection, declaration, partition),
@@ -232,12 +254,40 @@ def _sent(
         f"CASE WHEN count(*) = 0 THEN 0 ELSE {sum_if_known('q._cost_usd')} END, "
         "count(DISTINCT (q._chunk_id, q._ordinal)) FILTER (q._cost_usd IS NULL "
         "AND q._input_tokens + q._output_tokens = 0 "
-        "AND q._cache_read_tokens + q._cache_write_tokens = 0) "
+        "AND q._cache_read_tokens + q._cache_write_tokens = 0), "
+        "count(*) FILTER (q._outcome = 'answer'), coalesce(sum(q._web_searches), 0)::BIGINT "
         + _REQUESTS_HERE.format(requests=registered.requests.sql),
         {"ids": list(ids), "partition": partition},
     )
     counts = [int(value) for value in found[:6]]
     return (*counts, *found[6:])
+
+
+def _use(
+    connection: Connection,
+    registered: LedgerAsset,
+    ids: Sequence[str],
+    partition: str | None,
+    usage: Usage,
+) -> Use:
+    """What the partition's requests came to, each by itself."""
+    requests = (
+        "SELECT sum(q._output_tokens) / (max(q._position) + 1) AS output, "
+        "any_value(c.bytes / c.requests) AS bytes, "
+        "sum(q._input_tokens + q._cache_read_tokens + q._cache_write_tokens) AS prompt, "
+        "bool_or(q._outcome = 'max_tokens') AS is_cut_off "
+        + _REQUESTS_HERE.format(requests=registered.requests.sql)
+        + " AND q._input_tokens > 0 GROUP BY q._chunk_id, q._ordinal"
+    )
+    found = row(
+        connection,
+        "SELECT count(*), coalesce(avg(bytes), 0), coalesce(avg(prompt), 0), "
+        "coalesce(quantile_disc(output, 0.5), 0), coalesce(quantile_disc(output, 0.99), 0), "
+        f"count(*) FILTER (is_cut_off) FROM ({requests})",
+        {"ids": list(ids), "partition": partition},
+    )
+    count, size, prompt, median, p99, cut_off = found
+    return Use(int(count), size, prompt, round(median), round(p99), cut_off, usage.cost_usd)
 
 
 def _is_first(registered: LedgerAsset, alike: str = "") -> str:

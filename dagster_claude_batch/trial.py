@@ -7,10 +7,11 @@ from typing import Any, Final, cast
 import dagster as dg
 
 from dagster_claude_batch.config import ClaudeBatchConfig
+from dagster_claude_batch.cost import STANDARD
 from dagster_claude_batch.dagster_internals import BACKFILL_TAG
 from dagster_claude_batch.declaration import Declaration
 from dagster_claude_batch.errors import RequestsFileError, TrialInBackfillError
-from dagster_claude_batch.estimate import STANDARD, Estimate
+from dagster_claude_batch.estimate import Estimate
 from dagster_claude_batch.held_run import counted
 from dagster_claude_batch.rehearsal import Rehearsal
 from dagster_claude_batch.report import PartitionReport
