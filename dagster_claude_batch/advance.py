@@ -17,7 +17,7 @@ from dagster_claude_batch.errors import (
     CredentialsRefusedError,
     PilotFailedError,
 )
-from dagster_claude_batch.estimate import estimate
+from dagster_claude_batch.estimate import Estimate, estimate
 from dagster_claude_batch.joining import Asking
 from dagster_claude_batch.ledger import Materialization, MaterializationConfig
 from dagster_claude_batch.outstanding import chunks_of
@@ -128,6 +128,11 @@ class Engine(Workbench):
                 rehearsal, estimates=[estimate(self, part) for part in rehearsal.partitions]
             )
         raise AssertionError  # pragma: no cover  # it always is
+
+    @property
+    def estimates(self) -> Sequence[Estimate]:
+        """What was about to be spent, of each materialization that this run has begun to send."""
+        return self._sender.estimates
 
     def attach_run(self, run_id: str, materializations: Sequence[Materialization]) -> None:
         """Note that another run is going to work on these, in the place of this one."""

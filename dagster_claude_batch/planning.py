@@ -39,7 +39,7 @@ from dagster_claude_batch.settling import row_examples
 from dagster_claude_batch.source import PartitionSlice
 from dagster_claude_batch.warehouse import read_arrow, row, values_of
 
-_REQUEST_OVERHEAD: Final = 100
+REQUEST_OVERHEAD: Final = 100
 """Bytes of a request besides its parameters: the custom id and the JSON around it."""
 
 
@@ -207,7 +207,7 @@ def sizes_of_chunks(plan: Plan, group: Group) -> list[tuple[int, int]]:
         OversizedRequestError: A row's request is too large, with the row's key.
     """
     together = rows_per_request(plan, group)
-    fixed = _constant_size(plan, group, together) + _REQUEST_OVERHEAD
+    fixed = _constant_size(plan, group, together) + REQUEST_OVERHEAD
     size = "bytes" if together == 1 else "sum(bytes)"
     numbered = read_arrow(
         plan.connection,

@@ -1,8 +1,10 @@
 """Before the first chunk: what would fail every row, found out for nothing."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import anthropic
 from anthropic.types import ModelCapabilities, ModelInfo
@@ -22,6 +24,7 @@ from dagster_claude_batch.errors import (
 from dagster_claude_batch.ledger import Materialization
 from dagster_claude_batch.one_line import one_line
 from dagster_claude_batch.outcomes import is_halt
+from dagster_claude_batch.planning import REQUEST_OVERHEAD
 from dagster_claude_batch.resource import UNANSWERED
 from dagster_claude_batch.workbench import Workbench, is_passing
 
@@ -67,23 +70,37 @@ def check_model(bench: Workbench, materialization: Materialization) -> None:
         )
 
 
-def check_shape(bench: Workbench, materialization: Materialization, body: Body) -> None:
+@dataclass(frozen=True)
+class Counted:
+    """A request whose input tokens the API has counted, and its bytes as planned."""
+
+    tokens: int
+    bytes: int
+
+    @classmethod
+    def of(cls, tokens: int, params: str) -> Self:
+        """The same for the JSON text of ``params``."""
+        return cls(tokens, len(params.encode()) + REQUEST_OVERHEAD)
+
+
+def check_shape(bench: Workbench, materialization: Materialization, body: Body) -> list[Counted]:
     """Let the API look at a request as it will be sent, for nothing: it counts its tokens.
 
     If it would refuse it, another one shows whether that is for its row alone, which then fails
     alone; so does an only one. An API that cannot be reached blocks nothing, nor one that counts
-    none.
+    none. What it counted of a few requests is returned.
 
     Raises:
         RequestRefusedError: It would refuse all. The materialization is closed.
     """
     first, *others = example_params(body, _LOOKED_AT)
     try:
-        count_tokens(bench, first)
+        counted = _count(bench, first)
     except RequestRefusedError as refused:
-        if not others or _is_accepted(bench, others[0]):
+        found = _count_accepted(bench, others[:1])
+        if not others or found:
             bench.log.warning("The API would refuse a request, of one row alone.")
-            return
+            return found
         if not bench.close(materialization, if_unsent=True):
             # Whoever works on it too has to look as well, before it sends.
             identity = materialization.materialization_id
@@ -91,16 +108,30 @@ def check_shape(bench: Workbench, materialization: Materialization, body: Body) 
                 lambda connection: ledger.note_model_limit(connection, identity, None)
             )
         raise refused from None
+    return [] if counted is None else [counted, *_count_accepted(bench, others)]
 
 
-_LOOKED_AT: Final = 2
+_LOOKED_AT: Final = 3
 
 
-def _is_accepted(bench: Workbench, params: Mapping[str, Any]) -> bool:
-    try:
-        return count_tokens(bench, params) is not None
-    except RequestRefusedError:
-        return False
+def _count_accepted(bench: Workbench, examples: Sequence[Mapping[str, Any]]) -> list[Counted]:
+    """Count those of some requests that the API would not refuse, as long as it counts any."""
+    found: list[Counted] = []
+    for params in examples:
+        try:
+            counted = _count(bench, params)
+        except RequestRefusedError:
+            continue
+        if counted is None:
+            break
+        found.append(counted)
+    return found
+
+
+def _count(bench: Workbench, params: Mapping[str, Any]) -> Counted | None:
+    tokens = count_tokens(bench, params)
+    text = json.dumps(params, ensure_ascii=False, separators=(",", ":"))
+    return None if tokens is None else Counted.of(tokens, text)
 
 
 def count_tokens(bench: Workbench, params: Mapping[str, Any]) -> int | None:

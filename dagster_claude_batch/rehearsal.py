@@ -31,8 +31,8 @@ _KEYS_SHOWN: Final = 3
 class RehearsedPartition:
     """What a partition would send: rows in requests, and a few of these with row keys.
 
-    ``bytes`` are of all requests. A request that several partitions share counts for one of them.
-    ``invalid`` rows cannot be asked.
+    ``bytes`` are of all requests, which ask so many ``questions``. A request that several
+    partitions share counts for one of them. ``invalid`` rows cannot be asked.
     """
 
     partition: str | None
@@ -40,6 +40,7 @@ class RehearsedPartition:
     invalid: int
     requests: int
     bytes: int
+    questions: int
     examples: Sequence[tuple[str, str]]
 
 
@@ -111,14 +112,16 @@ def _rehearsed(
     here = "q._partition IS NOT DISTINCT FROM $partition"
     of_partition = (
         f"SELECT q._chunk_id, q._ordinal, count(*) FILTER ({here}) AS here, "
+        "max(q._position) + 1 AS questions, "
         "min(q._partition) IS NOT DISTINCT FROM $partition AS is_ours "
         f"FROM {requests} AS q WHERE q._chunk_id IN (SELECT chunk_id FROM ({_PLANNED})) "
         "GROUP BY ALL"
     )
-    due, count, size = row(
+    due, count, size, questions = row(
         plan.connection,
         "SELECT coalesce(sum(r.here), 0), count(*) FILTER (r.is_ours), "
-        "coalesce(sum(p.bytes) FILTER (r.is_ours), 0) "
+        "coalesce(sum(p.bytes) FILTER (r.is_ours), 0), "
+        "coalesce(sum(r.questions) FILTER (r.is_ours), 0) "
         f"FROM ({of_partition}) AS r JOIN ({_PLANNED}) AS p ON p.chunk_id = r._chunk_id",
         {**bound, **identity},
     )
@@ -129,7 +132,9 @@ def _rehearsed(
         bound,
     )
     examples = _examples(plan, slices, of_partition, {**bound, **identity})
-    return RehearsedPartition(part.key, int(due), int(invalid), int(count), round(size), examples)
+    return RehearsedPartition(
+        part.key, int(due), int(invalid), int(count), round(size), int(questions), examples
+    )
 
 
 def _examples(

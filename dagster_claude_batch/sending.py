@@ -20,11 +20,12 @@ from dagster_claude_batch.errors import (
     SubmissionRefusedError,
     UnstableSourceError,
 )
+from dagster_claude_batch.estimate import Estimate, estimate_sending
 from dagster_claude_batch.landing import Landing, land
 from dagster_claude_batch.ledger import Materialization
 from dagster_claude_batch.outcomes import TOO_LARGE
 from dagster_claude_batch.outstanding import in_flight, serialize_sending
-from dagster_claude_batch.preflight import check_model, check_shape
+from dagster_claude_batch.preflight import Counted, check_model, check_shape
 from dagster_claude_batch.reconciling import record
 from dagster_claude_batch.sharing import asked_by_others
 from dagster_claude_batch.steadiness import Steadiness
@@ -56,6 +57,7 @@ class Sender:
     steadiness: Steadiness = field(default_factory=Steadiness)
     max_spooled_bytes: int = MAX_SPOOLED_BYTES
     budget: Budget = field(init=False)
+    estimates: list[Estimate] = field(default_factory=list[Estimate])
 
     def __post_init__(self) -> None:
         self.budget = Budget(self.bench)
@@ -96,7 +98,8 @@ class Sender:
                     self.budget.hold(outstanding, spooled.bodies[0].chunk, findings)
                     return
                 if is_unchecked and spooled.bodies:
-                    check_shape(self.bench, materialization, spooled.bodies[0])
+                    counted = check_shape(self.bench, materialization, spooled.bodies[0])
+                    self._estimate(planned, counted)
                     is_unchecked = False
                 self._send_bodies(outstanding, spooled.bodies, findings)
             if spooled.stale and findings.again_at is None:
@@ -104,6 +107,12 @@ class Sender:
             if findings.again_at is not None:
                 return
             planned = planned[len(spooled.bodies) + len(spooled.stale) :]
+
+    def _estimate(self, planned: Sequence[Chunk], counted: Sequence[Counted]) -> None:
+        """Say what is about to be spent."""
+        estimate = estimate_sending(self.bench, planned, counted)
+        self.estimates.append(estimate)
+        self.bench.log.info(estimate.said())
 
     def _plan_anew(self, outstanding: Outstanding, spooled: Spooled, findings: Findings) -> None:
         """Plan stale chunks anew, unless the source is never twice the same."""

@@ -1,17 +1,18 @@
 """The run that a run leaves in the queue: to collect what was sent, or to try again."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Literal
+from typing import Any, Literal
 
 import dagster as dg
 
-from dagster_claude_batch import held_run, holding, reserve
+from dagster_claude_batch import held_run, holding, reserve, trial
 from dagster_claude_batch.advance import Engine
 from dagster_claude_batch.batch_asset import BatchAsset, batch_assets_of_run
 from dagster_claude_batch.dagster_internals import BACKFILL_TAG
 from dagster_claude_batch.errors import MaterializationCancelledError, NoSensorError
+from dagster_claude_batch.estimate import Estimate
 from dagster_claude_batch.ledger import Materialization
 from dagster_claude_batch.workbench import Waiting
 
@@ -117,6 +118,7 @@ class Successor:
                         "waiting_for_batches": len(waiting.batch_ids),
                         "waiting_for_requests": waiting.requests,
                         "collecting_run": dg.MetadataValue.dagster_run(held_id),
+                        **_estimated(self.engine.estimates),
                     },
                 )
             )
@@ -210,6 +212,11 @@ class Successor:
         problem = sensor_problem(self.context, self.asset.claude_resource)
         if problem is not None:
             raise NoSensorError(self.asset.declaration.asset, problem)
+
+
+def _estimated(estimates: Sequence[Estimate]) -> Mapping[str, Any]:
+    """What the run's sending may cost, of all its partitions together."""
+    return trial.estimated(estimates[0]) if len(estimates) == 1 else {}
 
 
 def _waits_for(waiting: Waiting, held_id: str) -> str:

@@ -7,7 +7,6 @@ from typing import Any, Final, cast
 import dagster as dg
 
 from dagster_claude_batch.config import ClaudeBatchConfig
-from dagster_claude_batch.cost import STANDARD
 from dagster_claude_batch.dagster_internals import BACKFILL_TAG
 from dagster_claude_batch.declaration import Declaration
 from dagster_claude_batch.errors import RequestsFileError, TrialInBackfillError
@@ -65,7 +64,7 @@ def describe_rehearsal(
                 "rows_that_cannot_be_asked": part.invalid,
                 "requests_to_send": part.requests,
                 "request_bytes": part.bytes,
-                **_estimated(estimate),
+                **estimated(estimate),
                 "rows_to_send_in_run": rehearsal.rows,
                 "batches_of_run": rehearsal.chunks,
                 "requests": dg.MetadataValue.md(_requests(declaration, part.examples)),
@@ -73,22 +72,21 @@ def describe_rehearsal(
         )
 
 
-def _estimated(estimate: Estimate) -> dict[str, dg.MetadataValue[Any] | int]:
+def estimated(estimate: Estimate) -> dict[str, dg.MetadataValue[Any] | int]:
     """Tokens and money, as numbers; a price that nobody knows is said to be so."""
-    requests = counted(estimate.counted, "request", "requests")
-    by = f"the mean of {requests} that the API counted" if estimate.counted else "its bytes"
     shown: dict[str, dg.MetadataValue[Any] | int] = {
         "estimated_input_tokens": estimate.input_tokens,
-        "estimated_by": dg.MetadataValue.text(by),
+        "estimated_by": dg.MetadataValue.text(estimate.by),
+    }
+    amounts = {
+        "estimated_cost_usd_at_most": estimate.most_usd,
+        "estimated_standard_price_usd_at_most": estimate.standard_most_usd,
+        "estimated_cost_usd": estimate.likely_usd,
     }
     if estimate.most_usd is None:
         return {**shown, "estimated_cost_usd_at_most": dg.MetadataValue.text("no known price")}
-    return {
-        **shown,
-        "estimated_cost_usd_at_most": dg.MetadataValue.float(float(estimate.most_usd)),
-        "estimated_standard_price_usd_at_most": dg.MetadataValue.float(
-            float(STANDARD * estimate.most_usd)
-        ),
+    return shown | {
+        name: dg.MetadataValue.float(float(usd)) for name, usd in amounts.items() if usd is not None
     }
 
 

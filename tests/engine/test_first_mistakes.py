@@ -213,7 +213,7 @@ def test_what_would_be_refused_is_sent_by_no_other_run_either(project: Make) -> 
     assert made.wire.posts() == 0
 
 
-def test_each_materialization_has_one_request_looked_at(tweets: Project) -> None:
+def test_each_materialization_has_a_few_requests_looked_at(tweets: Project) -> None:
     tweets.declare(chunk_size=4)
     looked_at: list[dict[str, object]] = []
 
@@ -225,7 +225,7 @@ def test_each_materialization_has_one_request_looked_at(tweets: Project) -> None
 
     tweets.materialize()
 
-    assert tweets.wire.calls.count(COUNT) == 1
+    assert tweets.wire.calls.count(COUNT) == 3
     (asked,) = looked_at
     assert asked["messages"] == [{"role": "user", "content": "Rate t0 now: Tweet number 0"}]
     assert "max_tokens" not in asked

@@ -129,7 +129,7 @@ def test_a_dry_run_says_what_would_be_sent_and_changes_nothing(
     assert len(part.examples) == 3
     asked = {(key, json.loads(params)["messages"][0]["content"]) for key, params in part.examples}
     assert asked < {(f"t{n}", f"Rate t{n} now: Tweet number {n}") for n in range(9)}
-    assert empty == RehearsedPartition("reviews", 0, 0, 0, 0, [])
+    assert empty == RehearsedPartition("reviews", 0, 0, 0, 0, 0, [])
     assert _tables(tweets) == before
     assert tweets.wire.posts() == posts
 
@@ -178,12 +178,56 @@ def test_a_dry_run_says_what_it_would_take_and_a_run_takes_no_more(tweets: Proje
 
     bill = [each.usage for each in tweets.claude.simulator.bill()]
     ((cost,),) = tweets.sql("SELECT sum(_cost_usd) FROM main.sentiment")
-    assert said["estimated_by"] == "the mean of 3 requests that the API counted"
-    assert said["estimated_input_tokens"] == sum(usage["input_tokens"] for usage in bill)
+    assert said["estimated_by"] == "by 3 requests that the API counted, ± 0%"
+    tokens = sum(usage["input_tokens"] for usage in bill)
+    assert said["estimated_input_tokens"] == pytest.approx(tokens, rel=0.02)
+    assert "estimated_cost_usd" not in said  # nothing was known yet
     assert said["estimated_cost_usd_at_most"] >= float(cost) > 0
     assert said["estimated_standard_price_usd_at_most"] == pytest.approx(
         2 * said["estimated_cost_usd_at_most"]
     )
+
+
+def test_what_rows_probably_cost_is_known_from_the_answers_so_far(tweets: Project) -> None:
+    tweets.materialize(limit=4)
+    ((so_far,),) = tweets.sql("SELECT sum(_cost_usd) FROM main.sentiment")
+
+    said = _metadata(tweets)
+    tweets.materialize()
+
+    ((cost,),) = tweets.sql("SELECT sum(_cost_usd) FROM main.sentiment")
+    assert said["estimated_cost_usd"] == pytest.approx(float(so_far) * 6 / 4)
+    assert said["estimated_cost_usd"] == pytest.approx(float(cost - so_far), rel=0.1)
+    assert said["estimated_cost_usd"] < said["estimated_cost_usd_at_most"]
+
+
+def test_a_run_says_before_it_sends_what_that_may_cost(tweets: Project) -> None:
+    tweets.materialize(limit=4)
+
+    run = tweets.start()
+
+    (estimate,) = run.engine.estimates
+    assert (estimate.requests, estimate.counted, estimate.landed) == (6, 3, 4)
+    assert estimate.said().startswith("About ")
+    tweets.end_batches()
+    run.advance()
+    billed = [each.usage for each in tweets.claude.simulator.bill()][4:]
+    tokens = sum(usage["input_tokens"] for usage in billed)
+    assert estimate.input_tokens == pytest.approx(tokens, rel=0.02)
+    most = estimate.most_usd or 0
+    assert sum(u["output_tokens"] for u in billed) * 0.25e-6 < float(most)
+
+
+def test_the_error_of_an_estimate_shrinks_where_all_requests_are_alike(tweets: Project) -> None:
+    run = tweets.start()
+    (alike,) = run.engine.estimates
+    tweets.end_batches()
+    run.advance()
+    tweets.load([("tweets", "a", "word " * 900), ("tweets", "b", "x"), ("tweets", "c", "é" * 40)])
+    (unlike,) = tweets.start().engine.estimates
+
+    assert alike.error == pytest.approx(0, abs=0.02)
+    assert (unlike.error or 0) > 0.1
 
 
 def test_where_tokens_cannot_be_counted_they_are_guessed_from_bytes(tweets: Project) -> None:
@@ -193,7 +237,7 @@ def test_where_tokens_cannot_be_counted_they_are_guessed_from_bytes(tweets: Proj
 
     said = _metadata(tweets)
 
-    assert said["estimated_by"] == "its bytes"
+    assert said["estimated_by"] == "by their bytes"
     assert 10 * 50 < said["estimated_input_tokens"] < 10 * 500
 
 
