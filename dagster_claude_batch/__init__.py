@@ -10,6 +10,7 @@ from dagster_claude_batch.errors import ClaudeBatchError
 from dagster_claude_batch.request.parts import Document, Image, Text
 from dagster_claude_batch.resource import ClaudeBatchResource, LocalClaudeBatchResource
 from dagster_claude_batch.sensor import build_claude_batch_sensor, claude_batch_sensor
+from dagster_claude_batch.spending import build_claude_batch_spending_asset
 
 __version__ = version("dagster-claude-batch")
 
@@ -23,6 +24,7 @@ __all__ = [
     "Text",
     "build_claude_batch_asset",
     "build_claude_batch_sensor",
+    "build_claude_batch_spending_asset",
     "claude_batch_sensor",
 ]
 

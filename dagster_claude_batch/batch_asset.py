@@ -93,17 +93,24 @@ def engine_for(
     """
     return Engine(
         asset.declaration,
-        Warehouse(
-            lambda: open_connection(database),
-            name=_name_of(database),
-            file=_file_of(database),
+        replace(
+            warehouse_of(database, log=log),
             has_ledger=collects_for is not None,
             lock_timeout_seconds=claude.lock_timeout_seconds,
-            log=log,
         ),
         claude,
         RunIdentity(run_id, retry_of, collects_for),
         lambda keys: partitions.slices(asset.partitions_def, keys),
+        log=log,
+    )
+
+
+def warehouse_of(database: object, *, log: Any) -> Warehouse:  # noqa: ANN401  # as above
+    """The database that a resource opens."""
+    return Warehouse(
+        lambda: open_connection(database),
+        name=_name_of(database),
+        file=_file_of(database),
         log=log,
     )
 

@@ -153,6 +153,14 @@ BUGS: Final = (
         "        except ZeroDivisionError:\n            return None  # another run",
         40,
     ),
+    Bug(
+        "what is out does not count against a cap",
+        "h",
+        "caps",
+        "\"WHEN state IN ('sending', 'submitted') OR (state",
+        '"WHEN false OR (state',
+        60,
+    ),
 )
 
 

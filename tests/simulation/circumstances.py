@@ -53,6 +53,9 @@ class Circumstances:
     """Its source is truncated and loaded again, instead of losing single rows."""
     pilot: int | None = None
     """So many rows are sent before the others."""
+    cap: float | None = None
+    """What each materialization may spend, in USD; that of the last one, which asks what others
+    have left, is endless."""
 
 
 FAVOURITES: Final = (
@@ -67,6 +70,9 @@ FAVOURITES: Final = (
 
 _PILOTED: Final = 12
 """Of 16 seeds the one whose materializations begin with a pilot."""
+
+_CAPPED: Final = 5
+"""Of 16 seeds the one whose materializations have a cap: of one to five requests at a time."""
 
 _HASTY: Final = frozenset({"terminate", "interrupt", "delete batch", "cancel batch", "settle"})
 
@@ -93,6 +99,7 @@ def circumstances_of(seed: int) -> Circumstances:
         reloads=random.random() < 0.2,
         clocks_differ=random.random() < 0.25,
         pilot=1 + seed % 3 if seed % 16 == _PILOTED else None,
+        cap=(0.0004, 0.0009, 0.0016)[seed // 16 % 3] if seed % 16 == _CAPPED else None,
     )
 
 

@@ -6,13 +6,10 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from simulation.books import Request
-from simulation.oracle import Violation, kept_answers
+from simulation.oracle import INPUT, OUTPUT, Violation, kept_answers
 
 if TYPE_CHECKING:
     from simulation.world import World
-
-_CENTS: tuple[Decimal, Decimal] = (Decimal("0.05e-6"), Decimal("0.25e-6"))
-"""USD for an input and an output token of the default model in a batch."""
 
 
 def check_at_rest(world: "World") -> list[Violation]:
@@ -216,6 +213,24 @@ def _agreement(world: "World", ledger: _Ledger) -> Iterator[Violation]:
         for request in requests:
             yield from _usage(world, ledger, request, bill.get(request.identity))
     yield from _sums(world, ledger)
+    yield from _costs_of_chunks(ledger)
+
+
+def _costs_of_chunks(ledger: _Ledger) -> Iterator[Violation]:
+    """What a chunk cost is what its requests did, and at most what was to be feared."""
+    of_chunk = defaultdict[int, list[Decimal | None]](list)
+    for request in ledger.requests:
+        of_chunk[request["_chunk_id"]].append(request["_cost_usd"])
+    for chunk in ledger.all_chunks:
+        if chunk["state"] != "landed":
+            continue
+        costs = of_chunk[chunk["chunk_id"]]
+        known = [cost for cost in costs if cost is not None]
+        expected = sum(known, Decimal(0)) if len(known) == len(costs) else None
+        if chunk["cost_usd"] != expected:
+            yield Violation("e", f"a chunk cost {expected}, the ledger: {chunk['cost_usd']}")
+        if chunk["nonce"] and expected is not None and expected > chunk["most_usd"]:
+            yield Violation("e", f"a chunk cost {expected}, more than {chunk['most_usd']}")
 
 
 def _usage(
@@ -233,7 +248,7 @@ def _usage(
     if [known["_input_tokens"], known["_output_tokens"]] != tokens:
         yield Violation("e", f"the ledger has other tokens for {request.key}")
     result = world.books.result(request) or {}
-    expected = sum(price * count for price, count in zip(_CENTS, tokens, strict=True))
+    expected = sum(price * count for price, count in zip((INPUT, OUTPUT), tokens, strict=True))
     if result["type"] in {"succeeded", "errored", "canceled", "expired"} and (
         known["_cost_usd"] is None or abs(Decimal(known["_cost_usd"]) - expected) > Decimal("1e-9")
     ):

@@ -1,8 +1,11 @@
 """What must hold at each create call, when it arrives: nobody pays twice for one answer."""
 
+import json
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, Final
 
 from dagster_claude_batch.ledger import Materialization
 from simulation.books import Request, requests_in, row_of, sha256_of
@@ -30,6 +33,7 @@ INVARIANTS = {
     "e": "ledger and tables agree with each other and with the bill",
     "f": "it always comes to rest",
     "g": "each run ends truthfully, and nothing is sent for what was cancelled",
+    "h": "nothing is sent that could go over a cap",
 }
 
 
@@ -39,7 +43,55 @@ def check_create(world: "World", body: bytes) -> list[Violation]:
     intent = _intent(world, requests[0].nonce)
     if intent is None or len({request.nonce for request in requests}) > 1:
         return [Violation("c", "a batch is sent without its intent in the ledger")]
-    return [*_check_intent(intent, body), *_check_answers(world, requests, intent)]
+    return [
+        *_check_intent(intent, body),
+        *_check_answers(world, requests, intent),
+        *_check_cap(world, body, intent),
+    ]
+
+
+def _check_cap(world: "World", body: bytes, intent: dict[str, Any]) -> list[Violation]:
+    """What a materialization has cost, and at most will, by what was asked and answered."""
+    cap = json.loads(intent["config"])["max_cost_usd"]
+    if cap is None:
+        return []
+    ours = world.sql(
+        "SELECT nonce, batch_id FROM claude_batch.chunks WHERE materialization_id = $id "
+        "AND nonce IS NOT NULL AND NOT is_copy AND state <> 'given_up'",
+        id=intent["materialization"],
+    )
+    nonces = {str(nonce) for nonce, _ in ours}
+    world.books.learn()
+    total = sum((_most(params) for _, params in requests_in(body)), Decimal(0))
+    for batch_id, requests in world.books.batches.items():
+        if batch_id in world.books.strays or requests[0].nonce not in nonces:
+            continue
+        total += sum((_cost(world, request) for request in requests), Decimal(0))
+    if total > Decimal(str(cap)):
+        return [Violation("h", f"{total} USD may be spent, of {cap}")]
+    return []
+
+
+INPUT: Final = Decimal("0.05e-6")
+OUTPUT: Final = Decimal("0.25e-6")
+"""USD for a token of the default model in a batch."""
+
+
+def _cost(world: "World", request: Request) -> Decimal:
+    """What a request has cost, as soon as its batch has ended; at most, until then."""
+    result = world.books.result(request)
+    if result is None:
+        asked = dict(world.simulator.requests(request.batch_id))
+        return _most(asked[request.custom_id])
+    if result["type"] != "succeeded":
+        return Decimal(0)
+    usage = result["message"]["usage"]
+    return usage["input_tokens"] * INPUT + usage["output_tokens"] * OUTPUT
+
+
+def _most(params: dict[str, Any]) -> Decimal:
+    """No token is shorter than a byte."""
+    return len(json.dumps(params)) * INPUT + params["max_tokens"] * OUTPUT
 
 
 def _intent(world: "World", nonce: str) -> dict[str, Any] | None:
@@ -139,7 +191,19 @@ def check_done(
     )
     if state != "done" or additions is None:
         return problems
-    return problems + _unknown(world, materialization.partitions, additions)
+    left = _left(world, [materialization])
+    unknown = _unknown(world, set(materialization.partitions) - left, additions)
+    return problems + unknown
+
+
+def _left(world: "World", materializations: Sequence[Materialization]) -> set[str]:
+    """Partitions of which it is said that a cap has left rows of them: no green light."""
+    found = world.sql(
+        "SELECT DISTINCT unnest(left_partitions) FROM claude_batch.materializations "
+        "WHERE list_contains($ids, materialization_id)",
+        ids=[each.materialization_id for each in materializations],
+    )
+    return {str(partition) for (partition,) in found}
 
 
 def check_launch(
@@ -154,16 +218,20 @@ def check_launch(
         "WHERE list_contains($ids, materialization_id)",
         ids=[each.materialization_id for each in materializations],
     )
-    return _unknown(world, partitions, additions) if states == [("done",)] else []
+    if states != [("done",)]:
+        return []
+    return _unknown(world, set(partitions) - _left(world, materializations), additions)
 
 
-def _unknown(world: "World", partitions: Sequence[str | None], additions: int) -> list[Violation]:
+def _unknown(
+    world: "World", partitions: AbstractSet[str | None], additions: int
+) -> list[Violation]:
     """Rows that neither table has, although they had come by then."""
     without = world.sql(
         "SELECT id FROM texts WHERE list_contains($partitions, corpus) "
         "AND id NOT IN (SELECT id FROM main.sentiment) "
         "AND id NOT IN (SELECT id FROM main.sentiment_failures) ORDER BY id",
-        partitions=list(partitions),
+        partitions=sorted(str(each) for each in partitions),
     )
     return [
         Violation("g", f"a run is done, and nobody knows what has become of {key}")

@@ -105,6 +105,7 @@ class Runs:
         return MaterializationConfig(
             refresh=self.random.random() < 0.15,
             retry_failed=self.random.choice(["retryable", "retryable", "all", "none"]),
+            max_cost_usd=self.circumstances.cap,
         )
 
     def _start(

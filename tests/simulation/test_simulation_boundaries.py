@@ -32,8 +32,9 @@ DIRECTED = {
     "collecting.Collector._drop_what_it_answered:transact": 11,
     "reconciling.Reconciler._record_copies:transact": 24,
     "reconciling.record:transact#2": 13,
-    "collecting.Collector._sees_older:transact": 3,
-    "collecting.Collector.cancel:cancel": 7,
+    "collecting.Collector._sees_older:transact": 15,
+    "workbench.Workbench.cancel_batch:cancel": 8,
+    "budget.Budget._send_less:transact": 5,
 }
 """Rare places, and seeds in whose unkind worlds they are come to."""
 
