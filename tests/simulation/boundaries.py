@@ -37,6 +37,7 @@ NOT_THE_ENGINE: Final = {
     "preflight.check_shape:transact": "no world refuses all: tests/engine/test_first_mistakes",
     "preflight.count_tokens:count_tokens": "only reads, and pays for nothing",
     "report": "only reads, after everything has landed",
+    "spending": "only reads, and is no part of any run",
     "advance.Engine.partitions_of_run:transact": "only reads, before anything else is done",
     "steadiness.Steadiness.check:transact": "only reads, and is asked again when it is stale",
     "advance.Engine.rehearse:transact": "is rolled back, and pays for nothing",
@@ -49,7 +50,7 @@ NOT_THE_ENGINE: Final = {
     "collecting.Collector._is_not_ours:transact": "no world has strangers: tests/engine/test_doubt",
     "collecting.Collector._questions_of:transact": "only reads, for rows that share a request: "
     "tests/engine/test_packing",
-    "reconciling.record:transact#3": "needs an answer hours late: tests/engine/test_doubt",
+    "reconciling._record_copy:transact": "needs an answer hours late: tests/engine/test_doubt",
 }
 """Modules, packages and sites that no schedule crashes at, and why that is no loss."""
 

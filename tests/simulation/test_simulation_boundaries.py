@@ -31,7 +31,7 @@ DIRECTED = {
     "workbench.Workbench.plan_anew:transact": 3,
     "collecting.Collector._drop_what_it_answered:transact": 11,
     "reconciling.Reconciler._record_copies:transact": 24,
-    "reconciling.record:transact#2": 13,
+    "reconciling.record:transact#2": 5,
     "collecting.Collector._sees_older:transact": 15,
     "workbench.Workbench.cancel_batch:cancel": 8,
     "budget.Budget._send_less:transact": 5,
