@@ -84,6 +84,8 @@ class Budget:
             now = ledger.get_materialization(connection, materialization.materialization_id)
             plan = self.bench.plan(connection, now)
             ledger.claim_chunks(connection, plan.registered, 0)
+            if chunk not in chunks_of(connection, [now.materialization_id], ["planned"]):
+                raise LostChunkError(chunk.chunk_id, expected="planned")
             if 0 < kept < chunk.requests and is_worth_it:
                 resending.split_after(plan.of_owner(chunk), chunk, kept)
             elif now.state == "open" and not chunks_of(connection, [now.materialization_id], SENT):

@@ -67,7 +67,7 @@ class Sender:
 
         Where the window is full, nobody knows when.
         """
-        findings, self.work = Findings(), work
+        findings, self.work, self.is_full = Findings(), work, False
         wait_until = self._not_before(work)
         if wait_until is not None:
             findings.wait_until(wait_until)

@@ -35,7 +35,7 @@ __all__ = [
     "Tick",
 ]
 
-RUN_TIMEOUT = 180.0
+RUN_TIMEOUT = 600.0
 
 TERMINATE_RUNS = """
 mutation ($runIds: [String!]!) {

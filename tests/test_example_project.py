@@ -45,7 +45,7 @@ def test_the_example_answers_every_snippet_while_nothing_runs(
     tmp_path: Path, rows: str, total: int
 ) -> None:
     with _start(tmp_path, rows) as example:
-        output, _ = example.communicate(timeout=400)
+        output, _ = example.communicate(timeout=1_200)
 
     assert example.returncode == 0, output
     assert "Nothing is running while the batches are out: 0 runs in progress" in output
@@ -70,7 +70,7 @@ def test_an_interrupted_example_leaves_no_process_behind(tmp_path: Path) -> None
                 break
         assert len(_processes_of(tmp_path)) > 1
         example.send_signal(signal.SIGINT)
-        example.communicate(timeout=60)
+        example.communicate(timeout=300)
 
     assert example.returncode == 128 + signal.SIGINT
     assert _processes_of(tmp_path) == []

@@ -17,8 +17,8 @@ from example_project.demo.dagster_api import DagsterApi
 
 T = TypeVar("T")
 
-START_TIMEOUT = 120.0
-INTERRUPT_TIMEOUT = 20.0
+START_TIMEOUT = 300.0
+INTERRUPT_TIMEOUT = 60.0
 """Seconds that Dagster has to shut down by itself, before it is told more firmly."""
 
 

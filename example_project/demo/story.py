@@ -16,7 +16,7 @@ from example_project.demo.report import Cost, cost_of
 
 SOURCE, ASKED, COMPARED = "snippets", "snippet_sentiment", "sentiment_by_corpus"
 CHECK = "agrees_with_people"
-RUN_TIMEOUT = 120.0
+RUN_TIMEOUT = 300.0
 
 
 @dataclass(frozen=True)

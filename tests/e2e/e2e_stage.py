@@ -71,7 +71,7 @@ class Stage:
     def locked(self) -> Iterator[duckdb.DuckDBPyConnection]:
         """Hold the warehouse's file, as soon as no run does."""
         connection = self.dagster.wait_for(
-            self._connect, timeout=60, every=0.05, what="the warehouse to be free"
+            self._connect, timeout=300, every=0.05, what="the warehouse to be free"
         )
         with closing(connection):
             yield connection
@@ -106,7 +106,7 @@ class Stage:
         for closed in (self.home / "gates").glob("*.gate"):
             closed.unlink(missing_ok=True)
 
-    def wait_until_reached(self, gate: Gate, *, timeout: float = 180) -> None:
+    def wait_until_reached(self, gate: Gate, *, timeout: float = 600) -> None:
         """Wait until a run has stopped at a gate."""
         self.dagster.wait_for(
             lambda: gate.is_reached, timeout=timeout, every=0.1, what=f"the gate {gate.name}"
@@ -132,7 +132,7 @@ class Stage:
         """Wait until an asset has sent so many batches."""
         return self.dagster.wait_for(
             lambda: batches if len(batches := self.batches_of(asset)) >= count else None,
-            timeout=180,
+            timeout=600,
             what=f"{count} batches of {asset}",
         )
 
@@ -143,7 +143,7 @@ class Stage:
             f"AND asset IN (SELECT unnest({list(assets)}))"
         )
         self.dagster.wait_for(
-            lambda: self.sql(out) == [(0,)], timeout=180, what=f"{assets} to land"
+            lambda: self.sql(out) == [(0,)], timeout=600, what=f"{assets} to land"
         )
 
     def wait_for_ticks(self, sensor: str, count: int = 2) -> None:
@@ -152,7 +152,7 @@ class Stage:
         since = newest[0].timestamp if newest else 0.0
         self.dagster.wait_for(
             lambda: sum(t.timestamp > since for t in self.dagster.ticks(sensor, limit=20)) > count,
-            timeout=180,
+            timeout=600,
             what=f"ticks of {sensor}",
         )
 
@@ -210,7 +210,7 @@ class Stage:
             newest = self.dagster.ticks("claude_batch_sensor", limit=1)
             return any(waiting in (tick.skip_reason or "") for tick in newest)
 
-        self.dagster.wait_for(is_seen, timeout=180, what=f"the sensor to say: {waiting}")
+        self.dagster.wait_for(is_seen, timeout=600, what=f"the sensor to say: {waiting}")
 
     def held_by(self, run_id: str) -> Run:
         """Wait until a run has ended well, and return the run that it left in the queue."""

@@ -17,7 +17,7 @@ def test_a_backfill_waits_without_a_run_in_progress_and_then_materializes_everyt
     backfill_id = dagster.launch_backfill(["backfilled", "backfilled_read"], CITIES)
     dagster.wait_for(
         lambda: len(dagster.backfill_runs(backfill_id, statuses=["SUCCESS"])) == 3,
-        timeout=180,
+        timeout=600,
         what="the three runs that submit",
     )
     stage.wait_until_seen("3 runs with 3 partitions wait for 3 batches")

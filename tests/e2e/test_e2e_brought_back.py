@@ -111,7 +111,7 @@ def _killing(stage: Stage, held: dict[str, Run]) -> Iterator[None]:
 
 def _wait_until_tried_again(stage: Stage, failed: Run) -> list[Run]:
     return stage.dagster.wait_for(
-        lambda: stage.held_runs_of(failed.run_id), timeout=180, what="the run that tries again"
+        lambda: stage.held_runs_of(failed.run_id), timeout=600, what="the run that tries again"
     )
 
 
@@ -119,7 +119,7 @@ def _launched_again(stage: Stage, failed: Run) -> list[Run]:
     """What Dagster, or a person, launched."""
     return stage.dagster.wait_for(
         lambda: stage.dagster.runs(tags={"dagster/parent_run_id": failed.run_id}),
-        timeout=180,
+        timeout=600,
         what="the run that is launched again",
     )
 

@@ -45,7 +45,7 @@ class World:
             reasons = [tick.skip_reason or "" for tick in newest if tick.timestamp > since]
             return next((reason for reason in reasons if "waits for" in reason), None)
 
-        return dagster.wait_for(said, timeout=180, what=f"{sensor} to see what waits")
+        return dagster.wait_for(said, timeout=600, what=f"{sensor} to see what waits")
 
 
 @contextmanager
@@ -93,7 +93,7 @@ def _reload(stage: Stage) -> None:
             return True
         return False
 
-    stage.dagster.wait_for(is_done, timeout=180, what="the location to be reloaded")
+    stage.dagster.wait_for(is_done, timeout=600, what="the location to be reloaded")
 
 
 @dataclass

@@ -76,7 +76,7 @@ def _launch(stage: Stage) -> tuple[dict[str, str], str]:
         asset: _materialize(stage, asset) for asset in SITUATIONS if asset != "backfill_cancelled"
     }
     (submitting,) = stage.dagster.wait_for(
-        lambda: stage.dagster.backfill_runs(backfill), timeout=180, what="the backfill's run"
+        lambda: stage.dagster.backfill_runs(backfill), timeout=600, what="the backfill's run"
     )
     return {**runs, "backfill_cancelled": submitting.run_id}, backfill
 

@@ -63,7 +63,7 @@ def seen(stage: Stage) -> Seen:
             _wait_until_said(stage, runs["killed_unclaimed"], "is locked by")
             _kill(stage, runs["killed_unclaimed"])
         dagster.wait_for(
-            lambda: dagster.runs(run_ids=[held_id]), timeout=180, every=0.1, what="the held run"
+            lambda: dagster.runs(run_ids=[held_id]), timeout=600, every=0.1, what="the held run"
         )
         _kill(stage, runs["killed_created"])
     _kill_once_ids_are_durable(stage, gates.pop("killed_sent"), runs["killed_sent"])
@@ -126,7 +126,7 @@ def _launch(stage: Stage, asset: str) -> str:
 
 def _run_of(stage: Stage, backfill: str) -> str:
     (run,) = stage.dagster.wait_for(
-        lambda: stage.dagster.backfill_runs(backfill), timeout=180, what="the backfill's run"
+        lambda: stage.dagster.backfill_runs(backfill), timeout=600, what="the backfill's run"
     )
     return run.run_id
 
@@ -153,7 +153,7 @@ def _kill(stage: Stage, run_id: str) -> None:
 def _wait_until_said(stage: Stage, run_id: str, said: str) -> None:
     stage.dagster.wait_for(
         lambda: any(said in message for message in stage.dagster.run_messages(run_id)),
-        timeout=180,
+        timeout=600,
         what=f"the run to say: {said}",
     )
 

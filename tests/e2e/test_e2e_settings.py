@@ -85,7 +85,7 @@ def test_held_runs_leave_the_only_run_slot_the_pool_and_the_tag_limit_to_others(
     )
     dagster.wait_for(
         lambda: len(dagster.backfill_runs(backfill, statuses=["SUCCESS"])) == 2,
-        timeout=180,
+        timeout=600,
         what="the runs that submit",
     )
     waiting = stage.shown("in_a_pool", backfill)
@@ -146,7 +146,7 @@ def test_without_a_code_server_the_process_waits_itself_and_says_why(
             stage.wait_for_batches(asset, 1)
         waiting = {asset: stage.shown(asset) for asset in COMMANDS}
         stage.simulator.end_batches()
-        said = {asset: process.communicate(timeout=180)[0] for asset, process in started.items()}
+        said = {asset: process.communicate(timeout=600)[0] for asset, process in started.items()}
     at_the_end = {asset: stage.shown(asset) for asset in COMMANDS}
 
     for asset in COMMANDS:

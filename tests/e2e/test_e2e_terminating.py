@@ -174,7 +174,7 @@ def test_runs_terminated_while_they_plan_have_sent_nothing_and_leave_nothing_beh
     planning = dagster.materialize("planning_long", partition="berlin")
     dagster.wait_for(
         lambda: dagster.run(planning).status == "STARTED" and stage.is_locked(),
-        timeout=180,
+        timeout=600,
         what="the run to plan",
     )
     locked_out = dagster.materialize("locked_out", partition="berlin")
@@ -253,14 +253,14 @@ def test_batches_of_a_terminated_held_run_are_cancelled_and_what_was_answered_is
     before = len(simulator.batches())
 
     run_id = dagster.materialize("terminated", partition="berlin")
-    dagster.wait_for(lambda: len(simulator.batches()) > before, timeout=180, what="a batch")
+    dagster.wait_for(lambda: len(simulator.batches()) > before, timeout=600, what="a batch")
     dagster.stop_sensor("impatient_sensor")  # or it might see the run before it is terminated
     held = stage.held_by(run_id)
     simulator.advance(timedelta(hours=1))
     dagster.terminate(held.run_id)
     dagster.start_sensor("impatient_sensor")
     dagster.wait_for(
-        lambda: simulator.batches()[-1].ended_at is not None, timeout=180, what="the batch to end"
+        lambda: simulator.batches()[-1].ended_at is not None, timeout=600, what="the batch to end"
     )
     stage.wait_until_landed("terminated")
 
@@ -297,7 +297,7 @@ def test_materializing_right_after_a_held_run_was_terminated_takes_over_what_is_
 def _wait_until_said(stage: Stage, run_id: str, said: str) -> None:
     stage.dagster.wait_for(
         lambda: any(said in message for message in stage.dagster.run_messages(run_id)),
-        timeout=180,
+        timeout=600,
         what=f"the run to say: {said}",
     )
 

@@ -20,7 +20,7 @@ def test_overlapping_backfills_both_end_well_and_send_each_row_once(stage: Stage
             [len(dagster.backfill_runs(each, statuses=["SUCCESS"])) for each in (first, second)]
             == [2, 1]
         ),
-        timeout=180,
+        timeout=600,
         what="the three runs that submit, or join",
     )
     out = len(stage.batches_of("backfilled_twice"))
@@ -47,7 +47,7 @@ def test_executing_runs_again_sends_nothing_and_a_terminated_one_does_not_cancel
     stage.cancel(held.run_id)
     dagster.wait_for(
         lambda: dagster.run(held.run_id).tags[held_run.SHORT_TAG] == "ended without results",
-        timeout=180,
+        timeout=600,
         what="the landing job to look after the cancelled run",
     )
     (batch,) = stage.batches_of("executed_again")
@@ -86,7 +86,7 @@ def test_a_retry_by_dagster_of_a_run_whose_materialization_is_done_sends_nothing
     failed = dagster.wait_for_run(held.run_id)
     (retry,) = dagster.wait_for(
         lambda: dagster.runs(tags={"dagster/parent_run_id": held.run_id}),
-        timeout=180,
+        timeout=600,
         what="the retry",
     )
     retried = dagster.wait_for_run(retry.run_id)

@@ -53,7 +53,7 @@ def test_with_wait_run_the_run_itself_waits_and_nothing_is_queued(stage: Stage) 
         run_config={"ops": {"waiting_in_the_run": {"config": {"wait": "run"}}}},
     )
     stage.dagster.wait_for(
-        lambda: len(stage.simulator.batches()) > before, timeout=180, what="a batch"
+        lambda: len(stage.simulator.batches()) > before, timeout=600, what="a batch"
     )
     waiting = stage.dagster.runs(statuses=["STARTED", "QUEUED", "NOT_STARTED"])
     stage.simulator.end_batches()

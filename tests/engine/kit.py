@@ -235,6 +235,16 @@ DECLARED = {
 }
 
 
+NEWER_COLUMNS = (
+    (4, "materializations", ("awaits", "pilot")),
+    (4, "chunks", ("is_packed",)),
+    (5, "chunks", ("model", "most_usd", "cost_usd")),
+    (5, "materializations", ("capped", "left_partitions", "left_rows")),
+    (5, "requests_1", ("_web_searches",)),
+)
+"""Columns by the version of the ledger that has added them."""
+
+
 def as_it_is(warehouse: Warehouse) -> Warehouse:
     """What is done to a run's warehouse where a test wants nothing of it."""
     return warehouse
@@ -318,6 +328,14 @@ class Project:
 
     def chunk_states(self) -> Counter[str]:
         return Counter(dict(self.sql("SELECT state, count(*) FROM claude_batch.chunks GROUP BY 1")))
+
+    def take_ledger_back_to(self, version: int) -> None:
+        """Make a ledger of an earlier version of it, from which its newer columns are missing."""
+        self.sql("DROP VIEW IF EXISTS claude_batch.spending")
+        for since, table, columns in NEWER_COLUMNS:
+            for column in columns if since > version else ():
+                self.sql(f"ALTER TABLE claude_batch.{table} DROP COLUMN {column}")
+        self.sql(f"UPDATE claude_batch.ledger SET version = {version}")
 
     # --- runs -------------------------------------------------------------------------------
 

@@ -272,10 +272,7 @@ def test_an_older_ledger_knows_by_its_clocks_what_a_materialization_awaits(proje
     together.engine.close(together.materializations[0])
     made.claude.simulator.advance(timedelta(seconds=1))
     tweets, reviews = made.start("tweets"), made.start("reviews")
-    made.sql("ALTER TABLE claude_batch.materializations DROP awaits")
-    made.sql("ALTER TABLE claude_batch.materializations DROP pilot")
-    made.sql("ALTER TABLE claude_batch.chunks DROP is_packed")
-    made.sql("UPDATE claude_batch.ledger SET version = 3")
+    made.take_ledger_back_to(3)
 
     made.engine(run_id=reviews.engine.run.run_id).attach(["reviews"], MaterializationConfig())
 

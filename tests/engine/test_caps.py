@@ -1,8 +1,9 @@
 """Caps: nothing is sent that could go over them, and what turns out cheaper makes room."""
 
 import json
+import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any
@@ -12,7 +13,9 @@ import pytest
 from kit import Project, RunOfTest
 
 from dagster_claude_batch import Image, Text
+from dagster_claude_batch.caps import Cap
 from dagster_claude_batch.errors import DeclarationError, UncappableError
+from dagster_claude_batch.ledger import MaterializationConfig
 
 Make = Callable[..., Project]
 
@@ -212,6 +215,68 @@ def test_all_assets_share_what_may_be_spent_on_a_day(project: Make) -> None:
     second.advance()
     assert len(made.sent().rows) > 2
     assert max(watched.worst) <= 2 * ONE_REQUEST
+
+
+def test_two_runs_at_once_cannot_overspend_together(project: Make) -> None:
+    made = _load(project(claude={"max_cost_usd_per_day": float(3 * ONE_REQUEST)}), 2)
+    watched = watch(made)
+    runs = list[RunOfTest]()
+    for key in ("sentiment", "other"):
+        made.declare(key=key)
+        engine = made.engine()
+        runs.append(RunOfTest(made, engine, engine.attach(["tweets"], MaterializationConfig())))
+
+    threads = [threading.Thread(target=run.advance) for run in runs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert 2 <= len(made.sent().rows) <= 3
+    assert all(run.waiting is not None for run in runs)
+    assert max(watched.worst) <= 3 * ONE_REQUEST
+
+
+def test_two_runs_that_cut_a_chunk_at_once_cut_it_once(project: Make) -> None:
+    made = _load(project(), 30)
+    config = MaterializationConfig(max_cost_usd=float(4 * ONE_REQUEST))
+    engines = [made.engine(), made.engine()]
+    runs = [RunOfTest(made, each, each.attach(["tweets"], config)) for each in engines]
+
+    threads = [threading.Thread(target=run.advance) for run in runs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    sizes = made.sql(
+        "SELECT c.requests, (SELECT count(*) FROM claude_batch.requests_1 AS q "
+        "WHERE q._chunk_id = c.chunk_id) FROM claude_batch.chunks AS c"
+    )
+    assert all(requests == rows for requests, rows in sizes)
+    assert sum(requests for requests, _ in sizes) == 30
+    _to_the_end(runs[0])
+    assert made.sent().rows == sorted(f"t{n}" for n in range(30))
+
+
+def test_what_a_stale_look_would_cut_is_left_alone(project: Make) -> None:
+    made = _load(project(), 30)
+    run = made.start(max_cost_usd=float(4 * ONE_REQUEST))
+    budget = run.engine._sender.budget  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    (outstanding,) = run.engine.read(run.materializations)
+    (planned,) = outstanding.in_state("planned")
+    stale = replace(planned, requests=planned.requests + 1)
+    before = made.sql("SELECT chunk_id, state, requests FROM claude_batch.chunks ORDER BY ALL")
+
+    budget._send_less(  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+        run.materializations[0],
+        stale,
+        Cap("max_cost_usd", 4 * ONE_REQUEST, Decimal(0), 27 * ONE_REQUEST, is_out=False),
+    )
+
+    assert before == made.sql(
+        "SELECT chunk_id, state, requests FROM claude_batch.chunks ORDER BY ALL"
+    )
 
 
 def test_another_day_has_a_budget_of_its_own(project: Make) -> None:

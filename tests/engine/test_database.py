@@ -441,7 +441,7 @@ def test_a_disk_that_is_full_when_answers_land_loses_none(three: Project) -> Non
 
 
 def test_a_database_that_was_invalidated_is_opened_anew(three: Project) -> None:
-    three.rewire = partial(_failing_at, _invalidated, 7)
+    three.rewire = partial(_failing_at, _invalidated, 8)
 
     with pytest.raises(DatabaseFailedError, match="invalidated") as raised:
         three.start()

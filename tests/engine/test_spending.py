@@ -147,15 +147,7 @@ def test_a_row_of_unknown_cost_makes_the_sum_unknown_and_is_counted(tweets: Proj
 
 def test_an_older_ledger_gets_the_view_too(tweets: Project) -> None:
     tweets.materialize()
-    tweets.sql("DROP VIEW claude_batch.spending")
-    tweets.sql("ALTER TABLE claude_batch.requests_1 DROP COLUMN _web_searches")
-    for table, columns in (
-        ("chunks", ("model", "most_usd", "cost_usd")),
-        ("materializations", ("capped", "left_partitions", "left_rows")),
-    ):
-        for column in columns:
-            tweets.sql(f"ALTER TABLE claude_batch.{table} DROP COLUMN {column}")
-    tweets.sql("UPDATE claude_batch.ledger SET version = 4")
+    tweets.take_ledger_back_to(4)
 
     tweets.change("t1", "Another text")
     tweets.materialize()
