@@ -91,9 +91,11 @@ def rated(**declared: Any) -> dg.AssetsDefinition:
     )
 
 
-def _materialized(result: dg.ExecuteInProcessResult) -> dict[str | None, Any]:
-    events = result.asset_materializations_for_node("rated")
-    return {event.partition: event.metadata for event in events}
+def _materialized(place: Place) -> dict[str | None, Any]:
+    """The metadata of each partition that has been materialized."""
+    found = place.instance.fetch_materializations(dg.AssetKey("rated"), limit=10).records
+    events = [record.asset_materialization for record in found]
+    return {event.partition: event.metadata for event in events if event is not None}
 
 
 def _failure(result: dg.ExecuteInProcessResult) -> str:
@@ -113,7 +115,7 @@ def test_estimate_cap_and_cost_stand_beside_the_bill(place: Place) -> None:
         float(observation.metadata["estimated_cost_usd_at_most"].value)
         for observation in dry.asset_observations_for_node("rated")
     )
-    cost = sum(float(each["cost_usd"].value) for each in _materialized(result).values())
+    cost = sum(float(each["cost_usd"].value) for each in _materialized(place).values())
     assert cost == pytest.approx(float(place.bill()), abs=1e-12)
     assert place.sql("SELECT sum(_cost_usd) FROM rated") == [(place.bill(),)]
     assert place.sql("SELECT sum(cost_usd) FROM claude_batch.spending") == [(place.bill(),)]
@@ -129,7 +131,7 @@ def test_the_launchpad_gives_another_cap_and_full_partitions_are_materialized(
     result = place.materialize(asset, max_cost_usd=0.0006)
 
     assert not result.success
-    assert _materialized(result).keys() == {"reviews"}
+    assert _materialized(place).keys() == {"reviews"}
     said = _failure(result)
     ((answered,),) = place.sql("SELECT count(*) FROM rated WHERE _partition = 'tweets'")
     assert f"{30 - answered} rows of partition 'tweets' were not sent: `max_cost_usd`" in said
