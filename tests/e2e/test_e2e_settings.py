@@ -107,7 +107,16 @@ def test_held_runs_leave_the_only_run_slot_the_pool_and_the_tag_limit_to_others(
     record("tag limits: an ordinary run with the tag is not starved", waiting, at_the_end)
 
 
-@pytest.mark.parametrize("configured", NO_HOLDING, indirect=True)
+# What keeps a run from being held is a matter of units; that it then waits itself, of one setting.
+@pytest.mark.parametrize(
+    "configured",
+    [
+        "default run coordinator",
+        pytest.param("op_granularity_run_buffer", marks=pytest.mark.exhaustive),
+        pytest.param("block_op_concurrency_limited_runs", marks=pytest.mark.exhaustive),
+    ],
+    indirect=True,
+)
 def test_where_no_run_can_be_held_the_run_waits_itself_and_says_why(
     configured: tuple[str, Stage],
 ) -> None:
