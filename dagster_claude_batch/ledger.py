@@ -311,15 +311,17 @@ def claim_chunks(connection: Connection, registered: LedgerAsset, count: int) ->
     """Take running numbers for new chunks; with count 0, only serialize the planning.
 
     Two transactions that plan for one asset change the same row, so one of them fails and runs
-    again, on what the other one planned.
+    again, on what the other one planned. A number is wasted for that: DuckDB takes an UPDATE that
+    changes nothing for none.
     """
+    taken = max(count, 1)
     (last,) = row(
         connection,
-        "UPDATE claude_batch.assets SET chunks = chunks + $count "
+        "UPDATE claude_batch.assets SET chunks = chunks + $taken "
         "WHERE asset_id = $asset_id RETURNING chunks",
-        {"count": count, "asset_id": registered.asset_id},
+        {"taken": taken, "asset_id": registered.asset_id},
     )
-    first = registered.asset_id * _CHUNKS_PER_ASSET + int(last) - count
+    first = registered.asset_id * _CHUNKS_PER_ASSET + int(last) - taken
     return range(first, first + count)
 
 

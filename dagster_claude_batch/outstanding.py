@@ -54,6 +54,11 @@ def serialize_sending(connection: Connection, workspace: str) -> None:
         {"workspace": workspace},
     )
     if not moved:
+        # Nothing keeps two transactions from inserting at once, so both change the ledger's row;
+        # DuckDB takes an UPDATE that changes nothing for none.
+        connection.execute(
+            "UPDATE claude_batch.ledger SET migrated_at = migrated_at + INTERVAL 1 MICROSECOND"
+        )
         connection.execute(
             "INSERT INTO claude_batch.workspaces VALUES ($workspace, 1)", {"workspace": workspace}
         )

@@ -5,16 +5,21 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 
 import dagster as dg
+import duckdb
 import httpx2
 import pytest
-from kit import Project, RunOfTest
+from kit import CONFIG, Project, RunOfTest
 
+from dagster_claude_batch import ledger
 from dagster_claude_batch.errors import MaterializationDoneError
 from dagster_claude_batch.ledger import MaterializationConfig
+from dagster_claude_batch.outstanding import serialize_sending
+from dagster_claude_batch.workbench import asset_of
 
 CREATE = "POST /v1/messages/batches"
 LIST = "GET /v1/messages/batches"
@@ -623,3 +628,34 @@ def test_nothing_is_caught_up_with_on_behalf_of_what_was_cancelled(tweets: Proje
     _to_the_end(second)
 
     assert tweets.wire.posts() == 1
+
+
+def test_two_first_sendings_of_a_workspace_get_in_each_others_way(tweets: Project) -> None:
+    """Each would find the window, and what a cap allows, as if it were alone."""
+    tweets.engine().attach(["tweets"], MaterializationConfig())
+    with (
+        closing(duckdb.connect(str(tweets.path), config=CONFIG)) as first,
+        closing(duckdb.connect(str(tweets.path), config=CONFIG)) as second,
+    ):
+        first.begin()
+        second.begin()
+        serialize_sending(first, "claude_batch")
+
+        with pytest.raises(duckdb.TransactionException, match="onflict"):
+            serialize_sending(second, "claude_batch")
+
+
+def test_two_plannings_of_an_asset_get_in_each_others_way(tweets: Project) -> None:
+    """Also where they take no number: neither could see what the other one plans."""
+    engine = tweets.engine()
+    engine.attach(["tweets"], MaterializationConfig())
+    with (
+        closing(duckdb.connect(str(tweets.path), config=CONFIG)) as first,
+        closing(duckdb.connect(str(tweets.path), config=CONFIG)) as second,
+    ):
+        first.begin()
+        second.begin()
+        assert not ledger.claim_chunks(first, asset_of(first, "sentiment"), 0)
+
+        with pytest.raises(duckdb.TransactionException, match="onflict"):
+            ledger.claim_chunks(second, asset_of(second, "sentiment"), 0)

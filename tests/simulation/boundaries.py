@@ -155,3 +155,15 @@ def _module_name(filename: str) -> str | None:
 
 def _module_of(frame: FrameType) -> str | None:
     return _module_name(frame.f_code.co_filename)
+
+
+def _parse_all() -> None:
+    """Parse the package in the one thread that there is yet: Python 3.11 does it badly in several.
+
+    There `ast.parse` may fail with a SystemError if another thread parses too.
+    """
+    for path in PACKAGE.rglob("*.py"):
+        sites_of(".".join(path.relative_to(PACKAGE).with_suffix("").parts))
+
+
+_parse_all()
