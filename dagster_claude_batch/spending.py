@@ -16,7 +16,7 @@ from dagster_claude_batch.warehouse import Connection, rows
 
 _COLOURS: Final = ("#4f46e5", "#0d9488", "#d97706", "#be185d", "#65a30d", "#0369a1")
 _OTHERS: Final = "#9ca3af"
-_WIDTH, _HEIGHT, _MARGIN, _LINE = 720, 240, 56, 18
+_WIDTH, _HEIGHT, _MARGIN, _LINE = 420, 240, 8, 18
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def table_of(found: Sequence[Spent]) -> str:
     lines = ["| asset | USD | rows | USD for 1,000 rows |", "|---|---:|---:|---:|"]
     for name, usd in _by_asset(found).items():
         count = sum(each.rows for each in found if each.asset == name)
-        lines.append(f"| {name} | {usd:,.4f} | {count:,} | {1_000 * usd / count:,.4f} |")
+        lines.append(f"| {name} | {usd:,.6f} | {count:,} | {1_000 * usd / count:,.6f} |")
     return "\n".join(lines) if found else "Nothing was spent."
 
 
@@ -139,7 +139,7 @@ def chart_of(found: Sequence[Spent], today: date, days: int) -> str:
         for each in sorted((s for s in found if s.day == day), key=lambda s: assets.index(s.asset)):
             height = float(each.usd / highest) * (_HEIGHT - 2 * _LINE)
             y = _HEIGHT - _LINE - below - height
-            said = _escaped(f"{day:%Y-%m-%d} {each.asset}: {each.usd:.4f} USD")
+            said = _escaped(f"{day:%Y-%m-%d} {each.asset}: {each.usd:.6f} USD")
             shapes.append(
                 f'<rect x="{_MARGIN + number * step + step * 0.1:.1f}" y="{y:.1f}" '
                 f'width="{step * 0.8:.1f}" height="{height:.1f}" '
@@ -147,9 +147,9 @@ def chart_of(found: Sequence[Spent], today: date, days: int) -> str:
             )
             below += height
     texts = [
-        (2, _LINE, f"{highest:.2f} USD" if any(totals) else "0 USD"),
+        (2, _LINE - 6, f"{highest:.4g} USD" if any(totals) else "0 USD"),
         (_MARGIN, _HEIGHT - 2, f"{of_day[0]:%Y-%m-%d}"),
-        (_WIDTH - 80, _HEIGHT - 2, f"{today:%Y-%m-%d}"),
+        (_WIDTH - 70, _HEIGHT - 2, f"{today:%Y-%m-%d}"),
     ]
     for number, name in enumerate(assets[: len(_COLOURS)]):
         y = _HEIGHT + _LINE * (number + 1)

@@ -41,13 +41,13 @@ def test_each_day_and_asset_has_a_bar_as_high_as_what_it_cost() -> None:
 
     heights = {each[0].text: float(each.attrib["height"]) for each in drawn}
     assert heights.keys() == {
-        "2026-11-26 a: 1.0000 USD",
-        "2026-11-26 b: 3.0000 USD",
-        "2026-11-27 a: 2.0000 USD",
+        "2026-11-26 a: 1.000000 USD",
+        "2026-11-26 b: 3.000000 USD",
+        "2026-11-27 a: 2.000000 USD",
     }
-    unit = heights["2026-11-26 a: 1.0000 USD"]
-    assert heights["2026-11-26 b: 3.0000 USD"] == pytest.approx(3 * unit, abs=0.1)
-    assert heights["2026-11-27 a: 2.0000 USD"] == pytest.approx(2 * unit, abs=0.1)
+    unit = heights["2026-11-26 a: 1.000000 USD"]
+    assert heights["2026-11-26 b: 3.000000 USD"] == pytest.approx(3 * unit, abs=0.1)
+    assert heights["2026-11-27 a: 2.000000 USD"] == pytest.approx(2 * unit, abs=0.1)
     assert len({each.attrib["fill"] for each in drawn}) == 2
 
 
@@ -68,7 +68,7 @@ def test_bars_stand_on_each_other_within_the_picture(found: list[Spent]) -> None
     assert len(drawn) == len(found)
     for each in drawn:
         assert 0 <= float(each.attrib["y"]) <= 240
-        assert 0 <= float(each.attrib["x"]) <= 720
+        assert 0 <= float(each.attrib["x"]) + float(each.attrib["width"]) <= 420
         assert float(each.attrib["y"]) + float(each.attrib["height"]) <= 222.2
 
 
@@ -80,7 +80,7 @@ def test_nothing_spent_is_a_chart_and_a_sentence() -> None:
 def test_the_table_begins_with_what_costs_most() -> None:
     lines = table_of([spent(1, "a", "1"), spent(0, "a", "0.5"), spent(1, "b", "3")]).splitlines()
 
-    assert lines[2:] == ["| b | 3.0000 | 10 | 300.0000 |", "| a | 1.5000 | 20 | 75.0000 |"]
+    assert lines[2:] == ["| b | 3.000000 | 10 | 300.000000 |", "| a | 1.500000 | 20 | 75.000000 |"]
 
 
 def test_the_asset_shows_what_the_ledger_knows(tmp_path: Path) -> None:
