@@ -105,7 +105,7 @@ def engine_for(
     )
 
 
-def warehouse_of(database: object, *, log: Any) -> Warehouse:  # noqa: ANN401  # as above
+def warehouse_of(database: object, *, log: Any) -> Warehouse:  # noqa: ANN401  # Dagster's log manager, see `engine_for`
     """The database that a resource opens."""
     return Warehouse(
         lambda: open_connection(database),

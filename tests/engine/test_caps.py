@@ -13,9 +13,11 @@ import pytest
 from kit import Project, RunOfTest
 
 from dagster_claude_batch import Image, Text
+from dagster_claude_batch.budget import Budget
 from dagster_claude_batch.caps import Cap
 from dagster_claude_batch.errors import DeclarationError, UncappableError
 from dagster_claude_batch.ledger import MaterializationConfig
+from dagster_claude_batch.workbench import Findings
 
 Make = Callable[..., Project]
 
@@ -261,22 +263,21 @@ def test_two_runs_that_cut_a_chunk_at_once_cut_it_once(project: Make) -> None:
 
 def test_what_a_stale_look_would_cut_is_left_alone(project: Make) -> None:
     made = _load(project(), 30)
-    run = made.start(max_cost_usd=float(4 * ONE_REQUEST))
-    budget = run.engine._sender.budget  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
-    (outstanding,) = run.engine.read(run.materializations)
-    (planned,) = outstanding.in_state("planned")
-    stale = replace(planned, requests=planned.requests + 1)
-    before = made.sql("SELECT chunk_id, state, requests FROM claude_batch.chunks ORDER BY ALL")
+    engine = made.engine()
+    begun = engine.attach(["tweets"], MaterializationConfig(max_cost_usd=0.0016))
+    (outstanding,) = engine.read(begun)
+    (planned,) = outstanding.chunks
+    cap = Cap("max_cost_usd", 4 * ONE_REQUEST, Decimal(0), 27 * ONE_REQUEST, is_out=False)
+    budget = Budget(engine, cap)
 
-    budget._send_less(  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
-        run.materializations[0],
-        stale,
-        Cap("max_cost_usd", 4 * ONE_REQUEST, Decimal(0), 27 * ONE_REQUEST, is_out=False),
-    )
+    budget.hold(outstanding, replace(planned, requests=31), Findings())  # others have cut it since
+    assert made.sql("SELECT state, requests FROM claude_batch.chunks") == [("planned", 30)]
 
-    assert before == made.sql(
-        "SELECT chunk_id, state, requests FROM claude_batch.chunks ORDER BY ALL"
-    )
+    budget.hold(outstanding, planned, Findings())
+    assert made.sql("SELECT state, requests FROM claude_batch.chunks ORDER BY chunk_id") == [
+        ("planned", 4),
+        ("planned", 26),
+    ]
 
 
 def test_another_day_has_a_budget_of_its_own(project: Make) -> None:
