@@ -274,7 +274,7 @@ def _failure_message(
         lines.append(said_of_good)
     again = ["rows that changed"]
     if any(report.left for report in bad):
-        again.insert(0, "the rows that are left, on a budget of their own")
+        again.insert(0, "the rows that are left (on a budget of their own)")
     if any(report.failed for report in bad):
         again.insert(0, "the failures that may pass (`_retryable`)")
     lines.append(

@@ -136,7 +136,7 @@ def test_the_launchpad_gives_another_cap_and_full_partitions_are_materialized(
     ((answered,),) = place.sql("SELECT count(*) FROM rated WHERE _partition = 'tweets'")
     assert f"{30 - answered} rows of partition 'tweets' were not sent: `max_cost_usd`" in said
     assert "Materialized all the same: reviews." in said
-    assert "sends only the rows that are left, on a budget of their own" in said
+    assert "sends only the rows that are left (on a budget of their own)" in said
 
 
 def test_what_was_left_is_sent_by_the_next_materialization(place: Place) -> None:
