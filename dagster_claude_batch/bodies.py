@@ -295,7 +295,8 @@ def _distribute(batch: pa.RecordBatch, spools: Mapping[int, "_Spool"]) -> None:
         spools[chunk_id].found += sum(counts[start:stop])
         written = lines.slice(start, stop - start)
         spools[chunk_id].write(written, is_fresh=is_fresh)
-        spools[chunk_id].weigh(written, surplus[start:stop] if surplus else None)
+        if is_fresh:  # a row that cannot be asked any more has no request
+            spools[chunk_id].weigh(written, surplus[start:stop] if surplus else None)
         start = stop
 
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from contextlib import closing
+from decimal import Decimal
 from pathlib import Path
 
 import duckdb
@@ -60,6 +61,19 @@ def test_the_example_answers_every_snippet_while_nothing_runs(
         ]
     assert counted == [int(number.replace(",", "")) for number in (answers, failures)]
     assert _processes_of(tmp_path) == []
+    assert len(_spent(output)) == 3
+    for at_most, cost, billed in _spent(output):
+        assert Decimal(0) < cost == billed < at_most
+
+
+def _spent(output: str) -> list[tuple[Decimal, ...]]:
+    """At most, cost and bill of each partition, as they are printed."""
+    lines = re.findall(
+        r"^(?:amazon_reviews|movie_reviews|tweets) +[\d,]+ +([\d.]+) +([\d.]+) +([\d.]+) *$",
+        output,
+        re.MULTILINE,
+    )
+    return [tuple(Decimal(amount) for amount in line) for line in lines]
 
 
 def test_an_interrupted_example_leaves_no_process_behind(tmp_path: Path) -> None:

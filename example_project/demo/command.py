@@ -13,9 +13,10 @@ from typing import NoReturn
 
 from rich.console import Console
 
+from dagster_claude_batch.simulator import Simulator
 from example_project.demo.dagster_api import DagsterRefusedError
 from example_project.demo.local_dagster import LocalDagster, LocalDagsterError
-from example_project.demo.report import print_cost, print_tables
+from example_project.demo.report import print_cost, print_spent, print_tables
 from example_project.demo.story import Ending, RunFailedError, play
 from example_project.settings import home, is_simulated, rows_per_corpus
 
@@ -70,6 +71,8 @@ def _report(console: Console, ending: Ending) -> None:
     if ending.check is not None:
         verdict = "passed" if ending.check.status == "SUCCEEDED" else "did not pass"
         console.print(f"The asset check agrees_with_people {verdict}.")
+    simulator = Simulator(home() / "simulator") if is_simulated() else None
+    print_spent(console, warehouse, simulator)
     print_cost(console, ending.cost, simulated=is_simulated())
     console.print(f"\nThe tables: [bold]{warehouse}[/bold]\nLook around: {_ui()}", soft_wrap=True)
     console.print("Go on from here instead of starting afresh: python -m example_project --keep")

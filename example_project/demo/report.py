@@ -1,17 +1,22 @@
 """The end of the demonstration: tables, counts, cost, and how to look further."""
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
 import duckdb
+from genai_prices import Usage, calc_price
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from dagster_claude_batch.simulator import Simulator
 
 COST = "cost_usd"
 STANDARD_COST = "cost_usd_standard_price"
@@ -62,6 +67,54 @@ def print_cost(console: Console, cost: Cost | None, *, simulated: bool) -> None:
     )
 
 
+def print_spent(console: Console, warehouse: Path, simulator: Simulator | None) -> None:
+    """Print by partition what the requests could have cost, what they did, and what was billed.
+
+    The bill is the simulator's; its prices are looked up here and not in the package.
+    """
+    billed = None if simulator is None else _billed(simulator)
+    columns = ("partition", "requests", "at most", "cost")
+    table = _titled("What it could have cost, and what it did (USD)")
+    for name in columns if billed is None else (*columns, "billed"):
+        table.add_column(name, justify="left" if name == "partition" else "right")
+    with closing(duckdb.connect(str(warehouse), read_only=True)) as connection:
+        spent = connection.execute(SPENT).fetchall()
+    for partition, requests, at_most, cost, batches in spent:
+        amounts = [at_most, cost]
+        if billed is not None:
+            amounts.append(sum((billed[batch] for batch in batches), Decimal(0)))
+        table.add_row(
+            partition, f"{requests:,}", *("?" if a is None else f"{a:.6f}" for a in amounts)
+        )
+    console.print(table)
+
+
+SPENT = """
+    SELECT array_to_string(m.partitions, ', ') AS partition, sum(c.requests), sum(c.most_usd),
+        sum(c.cost_usd), list(c.batch_id)
+    FROM claude_batch.chunks AS c JOIN claude_batch.materializations AS m USING (materialization_id)
+    WHERE c.asset = 'snippet_sentiment' AND c.state = 'landed' AND c.batch_id IS NOT NULL
+    GROUP BY ALL ORDER BY partition
+"""
+
+
+def _billed(simulator: Simulator) -> Mapping[str, Decimal]:
+    """USD that the simulator has billed for each batch."""
+    found: defaultdict[str, Decimal] = defaultdict(Decimal)
+    for each in simulator.bill():
+        tokens = Usage(
+            input_tokens=each.usage["input_tokens"], output_tokens=each.usage["output_tokens"]
+        )
+        price = calc_price(
+            tokens,
+            model_ref=each.model,
+            provider_id="anthropic",
+            price_context={"processing": "batch"},
+        )
+        found[each.batch_id] += price.total_price
+    return found
+
+
 def _tables(connection: duckdb.DuckDBPyConnection) -> Iterator[Table]:
     yield _table(
         connection,
@@ -100,8 +153,7 @@ def _tables(connection: duckdb.DuckDBPyConnection) -> Iterator[Table]:
 
 def _table(connection: duckdb.DuckDBPyConnection, title: str, query: str) -> Table:
     result = connection.execute(query)
-    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
-    table.pad_edge, table.collapse_padding = False, True
+    table = _titled(title)
     for name, kind, *_ in result.description or []:
         table.add_column(
             name,
@@ -110,6 +162,12 @@ def _table(connection: duckdb.DuckDBPyConnection, title: str, query: str) -> Tab
         )
     for row in result.fetchall():
         table.add_row(*(_cell(value) for value in row))
+    return table
+
+
+def _titled(title: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    table.pad_edge, table.collapse_padding = False, True
     return table
 
 

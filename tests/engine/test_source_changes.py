@@ -10,6 +10,7 @@ import pytest
 from kit import Project, RunOfTest
 from pydantic import BaseModel
 
+from dagster_claude_batch import Image
 from dagster_claude_batch.errors import (
     ClaudeBatchError,
     ColumnTypeChangedError,
@@ -31,6 +32,13 @@ def _project(directory: Path, **declared: Any) -> Project:
         "'Tweet number ' || range AS text, 10 * range::INTEGER AS n FROM range(4)"
     )
     return made
+
+
+PICTURES: dict[str, Any] = {
+    "source": None,
+    "query": "SELECT * REPLACE ('https://example.org/' || id || left(text, 0) AS text) FROM texts",
+    "prompt": [Image("text"), "Rate {{ id }} now: what is it?"],
+}
 
 
 def _statement(sql: str) -> Change:
@@ -191,6 +199,23 @@ def test_rows_that_have_changed_are_asked_as_they_are(tmp_path: Path, stage: Sta
     assert "Rate 2 now: It has changed" in prompts
     assert made.answers() == [0, 1, 2, 3]
     assert made.materialize().rows == []
+
+
+@stages
+@pytest.mark.parametrize("declared", [{}, PICTURES], ids=["text", "picture"])
+def test_rows_that_cannot_be_asked_any_more_fail(
+    tmp_path: Path, stage: Stage, declared: dict[str, Any]
+) -> None:
+    made = stage(tmp_path, **declared)
+    asked = len(made.claude.simulator.bill())
+    made.sql("UPDATE texts SET text = NULL")
+
+    _come_to_rest(made)
+
+    assert made.wire.posts() == 1
+    assert len(made.answers()) == asked
+    assert {kind for _, kind, *_ in made.failures()} == {"invalid_row"}
+    assert len(made.answers()) + len(made.failures()) == 4
 
 
 @stages
