@@ -1,0 +1,121 @@
+"""What every variant asks and is answered: rows of about 1 KB, answers of about 1 KB."""
+
+import json
+from contextlib import closing
+from random import Random
+from typing import Any, Final, Literal
+
+import duckdb
+from pydantic import BaseModel, Field
+
+MODEL: Final = "claude-haiku-5-5"
+MAX_TOKENS: Final = 1_024
+FAILED_EVERY: Final = 200
+"""One result in so many is a request that the API refused."""
+
+INSTRUCTION: Final = (
+    "Read the review between the lines. Say whether its writer is positive, neutral or negative "
+    "about the product, how much so, and which topics come up; then sum it up for the people "
+    "who make it."
+)
+
+
+class Review(BaseModel):
+    """What is answered for a review."""
+
+    label: Literal["positive", "neutral", "negative"]
+    score: float = Field(ge=-1, le=1)
+    topics: list[str]
+    summary: str
+
+
+# Texts as people write them: quotes, line breaks, braces, and letters of more than one byte.
+_WORDS: Final = [
+    "the",
+    "battery",
+    "lasts,",
+    "but",
+    "its",
+    "cable",
+    "doesn't:",
+    "'cheap'",
+    "they",
+    "said",
+    '"café"',
+    "naïve",
+    "{not",
+    "json}",
+    "\\",
+    "delivery",
+    "took",
+    "ages\nand",
+    "then",
+    "some",
+    "more",
+    "—",
+    "quality",
+    "is",
+    "fine",
+    "for",
+    "that",
+    "price",
+    "of",
+    "12",
+    "€",
+    "I'd",
+    "say",
+    "would",
+    "buy",
+    "again,",
+    "never",
+    "again,",
+    "my",
+    "daughter",
+    "loves",
+    "it;",
+    "太好了",
+    "mostly",
+    "works",
+    "on",
+    "Tuesdays",
+]
+
+SOURCE: Final = "texts"
+SEED: Final = 11
+
+
+def sentences(random: Random, size: int) -> str:
+    """Words up to so many characters."""
+    found: list[str] = []
+    length = 0
+    while length < size:
+        word = random.choice(_WORDS)
+        found.append(word)
+        length += len(word) + 1
+    return " ".join(found)[:size]
+
+
+def _answer(number: int) -> str:
+    random = Random(SEED + number)  # noqa: S311  # the same each time, which is the point
+    answer: dict[str, Any] = {
+        "label": random.choice(["positive", "neutral", "negative"]),
+        "score": round(random.uniform(-1, 1), 2),
+        "topics": random.sample(["battery", "cable", "price", "delivery", "quality", "noise"], 3),
+        "summary": sentences(random, 880),
+    }
+    return json.dumps(answer, ensure_ascii=False)
+
+
+ANSWERS: Final = [_answer(number) for number in range(1_000)]
+
+
+def make_source(database: str, rows: int) -> None:
+    """Write the table that is asked about: ``id`` and ``text``."""
+    random = Random(SEED)  # noqa: S311  # the same each time, which is the point
+    pool = [sentences(random, 790) for _ in range(1_000)]
+    with closing(duckdb.connect(database)) as connection:
+        connection.execute(
+            f"CREATE TABLE {SOURCE} AS SELECT i AS id, i || ': ' || pool[1 + i % 1000] AS text "
+            "FROM range($rows) AS r(i), (SELECT $pool::VARCHAR[] AS pool)",
+            {"rows": rows, "pool": pool},
+        )

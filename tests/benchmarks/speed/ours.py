@@ -1,0 +1,87 @@
+"""Ours, as users run it: ledger, hashes, validation, failures, cost, and the report at the end."""
+
+import logging
+import sys
+from contextlib import closing
+from pathlib import Path
+from uuid import uuid4
+
+import duckdb
+from benchmarks.speed.data import INSTRUCTION, MAX_TOKENS, SOURCE, Review
+from benchmarks.speed.measure import measure
+from dagster_duckdb import DuckDBResource
+
+from dagster_claude_batch import ClaudeBatchResource, build_claude_batch_asset
+from dagster_claude_batch.batch_asset import batch_asset, engine_for
+from dagster_claude_batch.ledger import Materialization, MaterializationConfig
+from dagster_claude_batch.report import report_on
+from dagster_claude_batch.workbench import asset_of
+
+REVIEWS = build_claude_batch_asset(
+    "reviews",
+    source=SOURCE,
+    row_key="id",
+    prompt=f"{INSTRUCTION}\n\n{{{{ text }}}}",
+    output=Review,
+    max_tokens=MAX_TOKENS,
+)
+
+
+class Ours:
+    """A run's engine on a warehouse."""
+
+    def __init__(self, folder: Path, base_url: str) -> None:
+        self.database = str(folder / "warehouse.duckdb")
+        found = batch_asset(REVIEWS)
+        assert found is not None
+        self.engine = engine_for(
+            found,
+            database=DuckDBResource(database=self.database),
+            claude=ClaudeBatchResource(
+                api_key="loopback", base_url=base_url, max_in_flight_requests=100_000_000
+            ),
+            run_id=str(uuid4()),
+            log=logging.getLogger("benchmark"),
+        )
+
+    def _attach(self) -> list[Materialization]:
+        return self.engine.attach([None], MaterializationConfig())
+
+    def submit(self) -> str:
+        """Send all that is due."""
+        waiting = self.engine.advance(self._attach())
+        return "nothing" if waiting is None else f"{len(waiting.batch_ids)} batches"
+
+    def collect(self) -> str:
+        """Land all, and report, as a run does before it materializes its partitions."""
+        materializations = self._attach()
+        waiting = self.engine.advance(materializations)
+        assert waiting is None
+        declaration = self.engine.declaration
+        report = self.engine.warehouse.transact(
+            lambda connection: report_on(
+                connection,
+                declaration,
+                asset_of(connection, declaration.asset),
+                materializations,
+                None,
+            )
+        )
+        return f"{report.answered} answers, {report.failed} failures"
+
+
+def change_one_in_a_hundred(folder: Path) -> None:
+    """Change one row in a hundred of the source."""
+    with closing(duckdb.connect(str(folder / "warehouse.duckdb"))) as connection:
+        connection.execute(f"UPDATE {SOURCE} SET text = text || '!' WHERE id % 100 = 0")
+
+
+def main(half: str, folder: str, base_url: str) -> None:
+    """Measure one half: ``submit`` or ``collect``."""
+    ours = Ours(Path(folder), base_url)
+    work = {"submit": ours.submit, "collect": ours.collect}[half]
+    measure(work)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
