@@ -29,56 +29,14 @@ class Review(BaseModel):
     summary: str
 
 
-# Texts as people write them: quotes, line breaks, braces, and letters of more than one byte.
-_WORDS: Final = [
-    "the",
-    "battery",
-    "lasts,",
-    "but",
-    "its",
-    "cable",
-    "doesn't:",
-    "'cheap'",
-    "they",
-    "said",
-    '"café"',
-    "naïve",
-    "{not",
-    "json}",
-    "\\",
-    "delivery",
-    "took",
-    "ages\nand",
-    "then",
-    "some",
-    "more",
-    "—",
-    "quality",
-    "is",
-    "fine",
-    "for",
-    "that",
-    "price",
-    "of",
-    "12",
-    "€",
-    "I'd",
-    "say",
-    "would",
-    "buy",
-    "again,",
-    "never",
-    "again,",
-    "my",
-    "daughter",
-    "loves",
-    "it;",
-    "太好了",
-    "mostly",
-    "works",
-    "on",
-    "Tuesdays",
-]
+# Texts as people write them: quotes, braces, backslashes, and letters of more than one byte.
+_TEXT: Final = """
+    the battery lasts, but its cable doesn't: 'cheap' they said "café" naïve {not json} \\ and
+    delivery took ages some more — quality is fine for that price of 12 € I'd say would buy again,
+    never again, my daughter loves it; 太好了 mostly works on Tuesdays
+"""
+_WORDS: Final = tuple(_TEXT.split())
+_SPACES: Final = (" ", " ", " ", " ", " ", " ", "\n")
 
 SOURCE: Final = "texts"
 SEED: Final = 11
@@ -86,13 +44,10 @@ SEED: Final = 11
 
 def sentences(random: Random, size: int) -> str:
     """Words up to so many characters."""
-    found: list[str] = []
-    length = 0
-    while length < size:
-        word = random.choice(_WORDS)
-        found.append(word)
-        length += len(word) + 1
-    return " ".join(found)[:size]
+    text = ""
+    while len(text) < size:
+        text += random.choice(_WORDS) + random.choice(_SPACES)
+    return text[:size]
 
 
 def _answer(number: int) -> str:
