@@ -69,7 +69,7 @@ def test_the_example_answers_every_snippet_while_nothing_runs(
 def _spent(output: str) -> list[tuple[Decimal, ...]]:
     """At most, cost and bill of each partition, as they are printed."""
     lines = re.findall(
-        r"^(?:amazon_reviews|movie_reviews|tweets) +[\d,]+ +([\d.]+) +([\d.]+) +([\d.]+) *$",
+        r"^ *(?:amazon_reviews|movie_reviews|tweets) +[\d,]+ +([\d.]+) +([\d.]+) +([\d.]+) *$",
         output,
         re.MULTILINE,
     )
