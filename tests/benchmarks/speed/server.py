@@ -21,6 +21,7 @@ from benchmarks.speed.data import ANSWERS, FAILED_EVERY, MODEL
 PIECE: Final = 1 << 20
 PREPARE: Final = "/prepare"
 _CUSTOM_ID: Final = re.compile(rb'"custom_id": ?"([^"]+)"')
+_TOOL: Final = re.compile(rb'"tool_choice": ?\{"type": ?"tool", ?"name": ?"([^"]+)"')
 
 
 @dataclass
@@ -44,7 +45,10 @@ class Batch:
 
     def prepare(self) -> None:
         """Write the results: a line for each custom id, in an order of their own."""
-        custom_ids = _CUSTOM_ID.findall(self.body.read_bytes())
+        body = self.body.read_bytes()
+        custom_ids = _CUSTOM_ID.findall(body)
+        tool = _TOOL.search(body)
+        succeeded = _SUCCEEDED if tool is None else _called(tool[1].decode())
         Random(7).shuffle(custom_ids)  # noqa: S311  # the same each time, which is the point
         failed = 0
         with self.results.open("wb") as file:
@@ -52,7 +56,7 @@ class Batch:
                 is_failed = number % FAILED_EVERY == FAILED_EVERY - 1
                 failed += is_failed
                 file.write(b'{"custom_id":"' + custom_id + b'","result":')
-                file.write(_ERRORED if is_failed else _SUCCEEDED[number % len(_SUCCEEDED)])
+                file.write(_ERRORED if is_failed else succeeded[number % len(succeeded)])
         self.counts = {"succeeded": len(custom_ids) - failed, "errored": failed}
         self.body.unlink()
 
@@ -76,14 +80,14 @@ class Batch:
         }
 
 
-def _succeeded(number: int, text: str) -> bytes:
+def _succeeded(number: int, block: dict[str, Any], stop_reason: str) -> bytes:
     message = {
         "model": MODEL,
         "id": f"msg_{number:024d}",
         "type": "message",
         "role": "assistant",
-        "content": [{"type": "text", "text": text}],
-        "stop_reason": "end_turn",
+        "content": [block],
+        "stop_reason": stop_reason,
         "stop_sequence": None,
         "stop_details": None,
         "usage": {
@@ -103,7 +107,10 @@ def _compact(result: dict[str, Any]) -> bytes:
     return json.dumps(result, ensure_ascii=False, separators=(",", ":")).encode() + b"}\n"
 
 
-_SUCCEEDED: Final = [_succeeded(number, text) for number, text in enumerate(ANSWERS)]
+_SUCCEEDED: Final = [
+    _succeeded(number, {"type": "text", "text": text}, "end_turn")
+    for number, text in enumerate(ANSWERS)
+]
 _ERRORED: Final = _compact(
     {
         "type": "errored",
@@ -114,6 +121,21 @@ _ERRORED: Final = _compact(
         },
     }
 )
+
+
+def _called(tool: str) -> list[bytes]:
+    """The same answers, for those who ask for them as the call of a tool."""
+    blocks: list[dict[str, Any]] = [
+        {
+            "type": "tool_use",
+            "id": f"toolu_{number:024d}",
+            "name": tool,
+            "input": json.loads(text),
+            "caller": {"type": "direct"},
+        }
+        for number, text in enumerate(ANSWERS)
+    ]
+    return [_succeeded(number, block, "tool_use") for number, block in enumerate(blocks)]
 
 
 class SwallowingServer(ThreadingHTTPServer):
