@@ -21,13 +21,12 @@ from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 from benchmarks.speed.data import make_source
-from benchmarks.speed.peers.install import installed
+from benchmarks.speed.peers.install import NAMES, interpreter
 from benchmarks.speed.server import PREPARE
 
 TIMEOUT: Final = 3_600
 SIZES: Final = (10_000, 100_000, 1_000_000)
-HERE: Final = Path(__file__).parent
-TESTS: Final = HERE.parents[1]
+TESTS: Final = Path(__file__).parents[2]
 BASE: Final = "article"
 """What all others are compared with."""
 
@@ -60,8 +59,9 @@ def variants() -> list[Variant]:
     parts = ("bytes", "post", "submit", "download", "collect")
     limits = Variant("limits", (sys.executable, "-m", "benchmarks.speed.limits"), parts)
     peers = [
-        Variant(name, (str(python), str(HERE / "peers" / f"{name}.py")))
-        for name, python in installed().items()
+        Variant(name, (str(interpreter(name)), "-m", f"benchmarks.speed.peers.{name}"))
+        for name in NAMES
+        if interpreter(name).exists()
     ]
     return [*own, limits, *peers]
 

@@ -5,7 +5,7 @@ import sys
 import tempfile
 from contextlib import closing
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Final
 
 import anthropic
 import duckdb
@@ -39,7 +39,7 @@ class Limits:
             for start in range(0, rows, CHUNK):
                 body = tempfile.TemporaryFile()  # noqa: SIM115  # it is sent later
                 body.write(b'{"requests":[')
-                lines = connection.sql(*_lines(start)).to_arrow_reader(8_192)
+                lines = connection.sql(LINES, params=_values(start)).to_arrow_reader(8_192)
                 for number, batch in enumerate(lines):
                     _, _, data = batch.column(0).buffers()
                     offsets = memoryview(batch.column(0).buffers()[1]).cast("i")
@@ -89,17 +89,20 @@ class Limits:
         return f"{len(ready)} rows"
 
 
-def _lines(start: int) -> tuple[str, Any]:
-    """SQL of the requests of a batch, each behind its comma."""
+LINES: Final = f"""
+    SELECT ',{{"custom_id":"review-' || id || $before || to_json($instruction || text)::VARCHAR
+        || '}}]}}}}'
+    FROM {SOURCE} WHERE id >= $start AND id < $start + {CHUNK} ORDER BY id
+"""
+"""The requests of a batch, each behind its comma."""
+
+
+def _values(start: int) -> dict[str, object]:
+    """Parameters of the first such request."""
     schema = json.dumps(anthropic.transform_schema(Review))
     before = f'","params":{{"model":"{MODEL}","max_tokens":{MAX_TOKENS},"output_config":{{"format":'
     before += f'{{"type":"json_schema","schema":{schema}}}}},"messages":[{{"role":"user","content":'
-    sql = f"""
-        SELECT ',{{"custom_id":"review-' || id || $before || to_json($instruction || text)::VARCHAR
-            || '}}]}}}}'
-        FROM {SOURCE} WHERE id >= {start} AND id < {start + CHUNK} ORDER BY id
-    """
-    return sql, {"before": before, "instruction": f"{INSTRUCTION}\n\n"}
+    return {"before": before, "instruction": f"{INSTRUCTION}\n\n", "start": start}
 
 
 def _ready(files: list[IO[bytes]]) -> pa.Table:
