@@ -22,8 +22,15 @@ def claude_batch_definitions(*assets: dg.AssetsDefinition) -> dg.Definitions:
     return dg.Definitions(assets=assets, sensors=[_sensor_of(name) for name in resources])
 
 
+def sensor_name(claude_resource: str | None) -> str:
+    """What the sensor of a Claude resource is called; None: of the default one."""
+    if claude_resource in {None, _DEFAULT_RESOURCE}:
+        return claude_batch_sensor.name
+    return f"{claude_batch_sensor.name}_{claude_resource}"
+
+
 def _sensor_of(claude_resource: str) -> dg.SensorDefinition:
     if claude_resource == _DEFAULT_RESOURCE:
         return claude_batch_sensor
-    name = f"{claude_batch_sensor.name}_{claude_resource}"
+    name = sensor_name(claude_resource)
     return build_claude_batch_sensor(name, claude_resource=claude_resource)

@@ -1,11 +1,12 @@
 """Assets in YAML: the same arguments, under the same names."""
 
 import inspect
+import re
 import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import fields
 from datetime import date
 from pathlib import Path
@@ -35,7 +36,10 @@ from dagster_claude_batch.declaration import Declaration
 from dagster_claude_batch.errors import InvalidOutputError
 
 # Dagster's own, where it reads the type of a component.
-pytestmark = pytest.mark.filterwarnings("ignore:`parse_obj_as` is deprecated")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`parse_obj_as` is deprecated"),
+    pytest.mark.filterwarnings("ignore::dagster_shared.utils.warnings.BetaWarning"),
+]
 
 SMALL: dict[str, Any] = {"key": "small", "source": "texts", "row_key": "id", "prompt": "{{ text }}"}
 
@@ -49,17 +53,23 @@ def asked(row: dict[str, Any]) -> str:
     return f"Rate {row['text']}"
 
 
-@contextmanager
-def loaded(*assets: dict[str, Any]) -> Iterator[dg.Definitions]:
+def loaded(*assets: dict[str, Any]) -> AbstractContextManager[dg.Definitions]:
     """The definitions that a `defs.yaml` with these assets makes."""
+    return loaded_files({"assets": list(assets)})
+
+
+@contextmanager
+def loaded_files(*files: dict[str, Any]) -> Iterator[dg.Definitions]:
+    """The same of several files, by their attributes."""
     with create_defs_folder_sandbox() as sandbox:
-        sandbox.scaffold_component(
-            component_cls=ClaudeBatchComponent,
-            defs_yaml_contents={
-                "type": "dagster_claude_batch.ClaudeBatchComponent",
-                "attributes": {"assets": list(assets)},
-            },
-        )
+        for attributes in files:
+            sandbox.scaffold_component(
+                component_cls=ClaudeBatchComponent,
+                defs_yaml_contents={
+                    "type": "dagster_claude_batch.ClaudeBatchComponent",
+                    "attributes": attributes,
+                },
+            )
         (sandbox.defs_folder_path / "resources.py").write_text(RESOURCES)
         with sandbox.build_all_defs() as defs:
             yield defs
@@ -335,6 +345,21 @@ def test_several_assets_of_one_file_share_the_sensor() -> None:
     assert keys >= {"small", "second", "other"}
 
 
+def test_several_files_share_the_sensor_too() -> None:
+    second = SMALL | {"key": "second"}
+    third = SMALL | {"key": "third", "claude_resource": "other_claude"}
+    with loaded_files({"assets": [SMALL]}, {"assets": [second, third]}) as defs:
+        repository = defs.get_repository_def()
+
+    names = sorted(sensor.name for sensor in repository.sensor_defs)
+    assert names == ["claude_batch_sensor", "claude_batch_sensor_other_claude"]
+
+
+def test_the_sensor_can_be_left_to_others() -> None:
+    with loaded_files({"assets": [SMALL], "sensor": False}) as defs:
+        assert not list(defs.sensors or [])
+
+
 def test_definitions_of_assets_come_with_the_sensor_and_can_be_merged_with_ones_own() -> None:
     @dg.asset
     def texts() -> None: ...
@@ -359,6 +384,24 @@ def test_definitions_of_assets_come_with_the_sensor_and_can_be_merged_with_ones_
 
 def test_definitions_without_any_batch_asset_have_no_sensor() -> None:
     assert not list(claude_batch_definitions().sensors or [])
+
+
+def test_the_readmes_yaml_declares_what_its_python_declares() -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    (block,) = re.findall(r"^```yaml\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL)
+    (written,) = yaml.safe_load(block)["attributes"]["assets"]
+    with loaded(written) as defs:
+        given = declaration_of(defs, "snippet_sentiment")
+        partitions = defs.resolve_assets_def("snippet_sentiment").partitions_def
+
+    assert partitions == dg.StaticPartitionsDefinition(
+        ["amazon_reviews", "movie_reviews", "tweets"]
+    )
+    assert {column.name: column.type for column in given.output.columns} == {
+        "label": "VARCHAR",
+        "score": "DOUBLE",
+    }
+    assert given.shape.columns == ("text",)
 
 
 # --- on the command line --------------------------------------------------------------------
