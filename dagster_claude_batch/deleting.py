@@ -24,9 +24,8 @@ def delete_landed(bench: Workbench) -> None:
     except CredentialsRefusedError as error:
         bench.log.warning("The batches that have landed were not deleted. %s", error)
         return
-    for batch_id, batch in (shown or {}).items():
-        if batch.processing_status == "ended":
-            _delete(bench, batch_id)
+    for batch_id in shown or {}:
+        _delete(bench, batch_id)
 
 
 def _landed(connection: Connection, bench: Workbench, since: datetime) -> list[str]:
