@@ -5,7 +5,9 @@ from importlib.metadata import version
 from dagster_shared.libraries import DagsterLibraryRegistry
 
 from dagster_claude_batch.assets import build_claude_batch_asset
+from dagster_claude_batch.component import ClaudeBatchComponent
 from dagster_claude_batch.config import ClaudeBatchConfig
+from dagster_claude_batch.definitions import claude_batch_definitions
 from dagster_claude_batch.errors import ClaudeBatchError
 from dagster_claude_batch.request.parts import Document, Image, Text
 from dagster_claude_batch.resource import ClaudeBatchResource, LocalClaudeBatchResource
@@ -15,6 +17,7 @@ from dagster_claude_batch.spending import build_claude_batch_spending_asset
 __version__ = version("dagster-claude-batch")
 
 __all__ = [
+    "ClaudeBatchComponent",
     "ClaudeBatchConfig",
     "ClaudeBatchError",
     "ClaudeBatchResource",
@@ -25,6 +28,7 @@ __all__ = [
     "build_claude_batch_asset",
     "build_claude_batch_sensor",
     "build_claude_batch_spending_asset",
+    "claude_batch_definitions",
     "claude_batch_sensor",
 ]
 

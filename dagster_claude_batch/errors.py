@@ -403,6 +403,16 @@ class DatabaseFailedError(ClaudeBatchError):
         )
 
 
+class StatusUnreadableError(ClaudeBatchError):
+    """What is out cannot be told now."""
+
+    def __init__(self, database: str, problem: str, *, cure: str) -> None:
+        super().__init__(
+            f"What is out cannot be read from the DuckDB database {database}: {problem} "
+            f"Nothing was changed. {cure}"
+        )
+
+
 class LedgerLostError(ClaudeBatchError):
     """The ledger that this run had begun, or was made for, is not where it was."""
 

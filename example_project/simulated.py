@@ -38,6 +38,8 @@ def answer(params: Mapping[str, Any]) -> dict[str, Any] | str:
         return f"[{question.removeprefix('Translate into ').rstrip(':')}] {text}"
     if question.startswith("What is this message"):
         return {"topic": _topic(text)}
+    if question.startswith("What does this film review praise"):
+        return {"praised": _praised(text), "of_children": bool(_words(text) & _CHILDREN)}
     score = _analyzer().polarity_scores(text)["compound"]
     return {"label": _label(score), "score": score}
 
@@ -93,7 +95,7 @@ def _caption(picture: bytes) -> dict[str, Any]:
 
 def _mood(text: str) -> str:
     """The first mood of which a word occurs, else what the lexicon makes of it."""
-    words = set(re.findall(r"[a-z]+", text.lower()))
+    words = _words(text)
     found = next((mood for mood, known in _MOODS.items() if words & known), None)
     score = _analyzer().polarity_scores(text)["compound"]
     return found or {"positive": "cheerful", "negative": "sad", "neutral": "calm"}[_label(score)]
@@ -108,7 +110,7 @@ _MOODS = {
 
 def _topic(text: str) -> str:
     """The first topic of which a word occurs."""
-    words = set(re.findall(r"[a-z]+", text.lower()))
+    words = _words(text)
     return next((topic for topic, known in _TOPICS.items() if words & known), "other")
 
 
@@ -119,6 +121,27 @@ _TOPICS = {
     "weather": {"rain", "sun", "sunny", "snow", "weather", "cold", "hot", "storm"},
     "people": {"friend", "friends", "mom", "dad", "girl", "boy", "people", "family", "baby"},
 }
+
+
+def _praised(text: str) -> str:
+    """The first subject of which a word occurs, if the lexicon takes the text for praise."""
+    words = _words(text)
+    found = next((subject for subject, known in _SUBJECTS.items() if words & known), "story")
+    praises = _label(_analyzer().polarity_scores(text)["compound"]) == "positive"
+    return found if praises else "nothing"
+
+
+_SUBJECTS = {
+    "acting": {"acting", "actor", "actors", "actress", "performance", "performances", "cast"},
+    "humour": {"funny", "comedy", "humor", "humour", "laugh", "laughs", "hilarious", "witty"},
+    "pictures": {"visual", "visually", "beautiful", "images", "cinematography", "photography"},
+    "music": {"music", "score", "songs", "soundtrack"},
+}
+_CHILDREN = {"children", "child", "kids", "kid", "family", "families"}
+
+
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"[a-z]+", text.lower()))
 
 
 def _label(score: float) -> str:

@@ -8,16 +8,20 @@ from typing import Any
 import dagster as dg
 import duckdb
 import pytest
+import yaml
 from dagster_duckdb import DuckDBResource
 from dagster_duckdb_pandas import DuckDBPandasIOManager
 
-from dagster_claude_batch import LocalClaudeBatchResource
+from dagster_claude_batch import ClaudeBatchComponent, LocalClaudeBatchResource
+from example_project import definitions
 from example_project.defs.daily_topics import DAYS, message_topics, messages, nightly
 from example_project.defs.picture_captions import caption_sheet, picture_captions
 from example_project.defs.pictures import PICTURES, pictures
 from example_project.defs.snippet_translations import snippet_translations
 from example_project.defs.snippets import snippets
 from example_project.defs.tweet_moods import tweet_moods
+
+DEFS = Path(definitions.__file__).parent / "defs"
 
 
 class Example:
@@ -73,6 +77,24 @@ def test_each_picture_stands_beside_its_caption(example: Example) -> None:
             f"SELECT caption FROM picture_captions WHERE name = '{path.stem}'"
         )
         assert f"| {caption} |" in row
+
+
+# Dagster's own, where it reads a component.
+@pytest.mark.filterwarnings("ignore:`parse_obj_as` is deprecated")
+@pytest.mark.filterwarnings("ignore::dagster_shared.utils.warnings.BetaWarning")
+def test_what_is_declared_in_yaml_is_answered_too(example: Example) -> None:
+    written = yaml.safe_load((DEFS / "review_subjects" / "defs.yaml").read_text())
+    component = ClaudeBatchComponent.from_attributes_dict(attributes=written["attributes"])
+    (subjects,) = [asset.build() for asset in component.assets]
+    example.materialize(snippets)
+
+    assert example.materialize(subjects).success
+
+    rows = example.sql("SELECT text, praised, of_children FROM review_subjects")
+    assert len(rows) == 30
+    assert {praised for _, praised, _ in rows} >= {"nothing", "acting"}
+    for text, _, of_children in rows:
+        assert of_children or "children" not in text
 
 
 def test_each_language_of_a_corpus_is_a_partition(example: Example) -> None:

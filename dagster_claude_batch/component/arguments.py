@@ -1,0 +1,197 @@
+"""How the arguments of an asset are written in YAML where that is no plain value."""
+
+import importlib
+from collections.abc import Mapping, Sequence
+from datetime import date, datetime
+from typing import Annotated, Any, Final, Literal, TypeAlias, cast
+
+import dagster as dg
+import pydantic
+from pydantic import ConfigDict, Field, TypeAdapter
+
+from dagster_claude_batch.request.parts import Document, Image, Part, Text
+
+
+class SourceAsset(dg.Model):
+    """An upstream asset as the source, by its key; a bare text is the name of a table."""
+
+    asset: str
+
+
+class TextPart(dg.Model):
+    """Text of a prompt, in which ``{{ column }}`` stands for a column."""
+
+    text: str
+
+
+class ImagePart(dg.Model):
+    """A column of pictures; see `Image`."""
+
+    image: str
+    resize: bool | int = False
+
+
+class DocumentPart(dg.Model):
+    """A column of documents; see `Document`."""
+
+    document: str
+    title: str | None = None
+    context: str | None = None
+    citations: bool = False
+    media_type: Literal["application/pdf", "text/plain"] | None = None
+
+
+class FunctionReference(dg.Model):
+    """A Python function as the prompt: ``package.module:function``."""
+
+    function: str
+
+
+class OutputField(dg.Model):
+    """One field of an answer; exactly one of ``type`` and ``enum``."""
+
+    type: Literal["string", "integer", "number", "boolean", "date", "datetime"] | None = None
+    enum: Sequence[str] | None = None
+    list: bool = Field(default=False, description="Whether it is a list of such values.")
+    optional: bool = Field(default=False, description="Whether it may be null.")
+    description: str | None = Field(default=None, description="What Claude is told about it.")
+    ge: float | None = None
+    le: float | None = None
+
+
+class YamlRetryPolicy(dg.Model):
+    """Retries of the op within a run."""
+
+    max_retries: int = 1
+    delay: float | None = None
+
+
+YamlPrompt: TypeAlias = (
+    str | Sequence[str | TextPart | ImagePart | DocumentPart] | FunctionReference
+)
+YamlSource: TypeAlias = str | SourceAsset | None
+YamlOutput: TypeAlias = str | Mapping[str, str | OutputField] | None
+YamlSystem: TypeAlias = str | Sequence[Mapping[str, Any]] | None
+YamlParams: TypeAlias = Mapping[str, Any] | None
+
+_TYPES: Final[Mapping[str, type]] = {
+    "string": str,
+    "integer": int,
+    "number": float,
+    "boolean": bool,
+    "date": date,
+    "datetime": datetime,
+}
+
+
+# --- from YAML to arguments -----------------------------------------------------------------
+
+
+def as_it_is(_: dg.ResolutionContext, value: Any) -> Any:  # noqa: ANN401  # whatever YAML holds
+    """Leave ``{{ … }}`` alone: there it stands for a column, and is no template of Dagster's."""
+    return value
+
+
+def as_template(context: dg.ResolutionContext, value: Any) -> Any:  # noqa: ANN401  # whatever YAML holds
+    """A template, or a value with templates in it."""
+    return context.resolve_value(value)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]  # Dagster's overloads
+
+
+def value_of_type(
+    argument: str,
+    kind: type,
+    context: dg.ResolutionContext,
+    value: Any,  # noqa: ANN401  # whatever YAML holds
+) -> Any:  # noqa: ANN401  # of the type
+    """The same, of the type that the argument has: a template may have made a number of a text.
+
+    Raises:
+        ValueError: It is of another type.
+    """
+    if value is None:
+        return None
+    adapter = TypeAdapter[Any](kind, config=ConfigDict(coerce_numbers_to_str=True))
+    try:
+        return adapter.validate_python(as_template(context, value))
+    except pydantic.ValidationError as error:
+        problems = "; ".join(each["msg"] for each in error.errors(include_input=False))
+        raise ValueError(f"`{argument}`: {problems}.") from None
+
+
+def asset_keys(
+    context: dg.ResolutionContext, value: Sequence[str] | None
+) -> list[dg.AssetKey] | None:
+    """Keys of assets, each of which may be a template."""
+    if value is None:
+        return None
+    found = (as_template(context, each) for each in value)
+    return [k if isinstance(k, dg.AssetKey) else dg.AssetKey.from_user_string(k) for k in found]
+
+
+def source(context: dg.ResolutionContext, value: YamlSource) -> object:
+    """The name of a table, or the key of an asset."""
+    if isinstance(value, SourceAsset):
+        return dg.AssetKey.from_user_string(str(as_template(context, value.asset)))
+    return as_template(context, value)
+
+
+def prompt(_: dg.ResolutionContext, value: YamlPrompt) -> object:
+    """A template, parts, or a function; ``{{ … }}`` is left alone."""
+    if isinstance(value, FunctionReference):
+        return _imported(value.function)
+    return value if isinstance(value, str) else [_part(each) for each in value]
+
+
+def _part(part: str | TextPart | ImagePart | DocumentPart) -> Part | str:
+    match part:
+        case str():
+            return part
+        case TextPart():
+            return Text(part.text)
+        case ImagePart():
+            return Image(part.image, resize=part.resize)
+        case DocumentPart():
+            rest = part.model_dump(exclude={"document"})
+            return Document(part.document, **rest)
+
+
+def _imported(reference: str) -> Any:  # noqa: ANN401  # whatever is found there
+    """What ``package.module:name`` names; ``package.module.name`` too.
+
+    Raises:
+        ValueError: There is no such thing.
+    """
+    module, _, name = reference.rpartition(":" if ":" in reference else ".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        problem = f"{reference!r} cannot be imported ({error}). Write `package.module:name`."
+        raise ValueError(problem) from error
+
+
+def output(_: dg.ResolutionContext, value: YamlOutput) -> object:
+    """A model: the one that is named, or one of the fields that are listed."""
+    if value is None or isinstance(value, str):
+        return None if value is None else _imported(value)
+    found = {
+        name: _field(OutputField.model_validate({"type": each}) if isinstance(each, str) else each)
+        for name, each in value.items()
+    }
+    return pydantic.create_model("Output", **cast("dict[str, Any]", found))
+
+
+def _field(declared: OutputField) -> tuple[Any, Any]:
+    if (declared.type is None) == (declared.enum is None):
+        problem = "A field of `output` needs exactly one of `type` and `enum`."
+        raise ValueError(problem)
+    kind: Any = Literal[tuple(declared.enum)] if declared.enum else _TYPES[declared.type or ""]
+    if declared.ge is not None or declared.le is not None:
+        kind = Annotated[kind, Field(ge=declared.ge, le=declared.le)]
+    kind = list[kind] if declared.list else kind
+    kind = kind | None if declared.optional else kind
+    return kind, Field(description=declared.description)
+
+
+def retry_policy(_: dg.ResolutionContext, value: YamlRetryPolicy | None) -> object:
+    """The policy."""
+    return None if value is None else dg.RetryPolicy(value.max_retries, value.delay)

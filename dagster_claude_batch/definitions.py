@@ -1,0 +1,36 @@
+"""Assets and the sensors that they need, together."""
+
+from typing import Final
+
+import dagster as dg
+
+from dagster_claude_batch.batch_asset import batch_asset
+from dagster_claude_batch.sensor import build_claude_batch_sensor, claude_batch_sensor
+
+_DEFAULT_RESOURCE: Final = "claude_batch"
+
+
+def claude_batch_definitions(*assets: dg.AssetsDefinition) -> dg.Definitions:
+    """Definitions of assets, with the sensor without which nobody collects their answers.
+
+    One sensor for each Claude resource that they name: `claude_batch_sensor` for ``claude_batch``,
+    ``claude_batch_sensor_<resource>`` for others. Merge it with your own by
+    `dagster.Definitions.merge`; assets of other kinds are taken along.
+    """
+    found = (batch_asset(each) for each in assets)
+    resources = dict.fromkeys(each.claude_resource for each in found if each is not None)
+    return dg.Definitions(assets=assets, sensors=[_sensor_of(name) for name in resources])
+
+
+def sensor_name(claude_resource: str | None) -> str:
+    """What the sensor of a Claude resource is called; None: of the default one."""
+    if claude_resource in {None, _DEFAULT_RESOURCE}:
+        return claude_batch_sensor.name
+    return f"{claude_batch_sensor.name}_{claude_resource}"
+
+
+def _sensor_of(claude_resource: str) -> dg.SensorDefinition:
+    if claude_resource == _DEFAULT_RESOURCE:
+        return claude_batch_sensor
+    name = sensor_name(claude_resource)
+    return build_claude_batch_sensor(name, claude_resource=claude_resource)
