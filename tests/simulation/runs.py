@@ -215,7 +215,7 @@ class Runs:
         for each in materializations:
             runs = self.world.sql(
                 "SELECT run_id FROM claude_batch.runs WHERE materialization_id = $id "
-                "ORDER BY attached_at, rowid LIMIT 1",
+                "ORDER BY rowid LIMIT 1",  # not by time: their clocks differ
                 id=each.materialization_id,
             )
             if runs == [(run_id,)]:
