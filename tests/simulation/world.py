@@ -35,6 +35,9 @@ HIDDEN_AT_MOST: Final = timedelta(minutes=4, seconds=30)
 SKEW_AT_MOST: Final = timedelta(minutes=4)
 """So far our clock and the API's disagree; the engine allows five minutes."""
 
+_WRONG_AT_MOST: Final = timedelta(minutes=4, seconds=30)
+"""So wrong the clock of a run's machine is at the most; the engine allows five minutes."""
+
 _START: Final = datetime(2026, 11, 1, tzinfo=UTC)
 _HOUR: Final = 3_600.0
 _BAD_ENDS: Final = (
@@ -171,11 +174,19 @@ class World:
             )
         )
 
-    def skew_of(self, run_id: str) -> timedelta:
-        """How wrong the clock is of the machine on which a run is at work."""
+    @property
+    def clocks_apart(self) -> timedelta:
+        """How much the clocks of two machines may differ."""
         if not self.circumstances.clocks_differ or self.circumstances.skew:
             return timedelta()
-        return timedelta(minutes=Random(f"clock {self.seed} {run_id}").uniform(-4.5, 4.5))
+        return 2 * _WRONG_AT_MOST
+
+    def skew_of(self, run_id: str) -> timedelta:
+        """How wrong the clock is of the machine on which a run is at work."""
+        if not self.clocks_apart:
+            return timedelta()
+        most = _WRONG_AT_MOST / timedelta(minutes=1)
+        return timedelta(minutes=Random(f"clock {self.seed} {run_id}").uniform(-most, most))
 
     def engine(
         self, run_id: str, pause: Callable[[Boundary], Any], *, retry_of: str | None = None
