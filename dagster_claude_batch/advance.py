@@ -9,7 +9,6 @@ from dagster_claude_batch import launches, ledger, pilot
 from dagster_claude_batch.adoption import adopt_chunks
 from dagster_claude_batch.chunks import OUT
 from dagster_claude_batch.collecting import Collector
-from dagster_claude_batch.deleting import delete_landed
 from dagster_claude_batch.due import count_unanswered
 from dagster_claude_batch.ending import end
 from dagster_claude_batch.errors import (
@@ -172,7 +171,6 @@ class Engine(Workbench):
             collected = self._collector.collect(work)
             if collected.moved:
                 self.after_collecting()
-                delete_landed(self)
             if doubts.moved or collected.moved or self._plan_or_end(work):
                 continue
             sent = self._sender.send(work)
@@ -184,7 +182,6 @@ class Engine(Workbench):
             self._refuse_to_go_on_halted(after)
             waiting = waiting_for(self, after, doubts, [collected, sent])
             if waiting is None:
-                delete_landed(self)
                 self._refuse_after_pilot(after)
             return waiting
 
@@ -298,7 +295,6 @@ class Engine(Workbench):
         if self.reconcile(work):
             work = self.read([materialization])
         self._collector.collect(work)
-        delete_landed(self)
         return len(self.read([materialization])[0].in_state("sending", "submitted"))
 
     def _unlanded(self, connection: Connection) -> list[tuple[Materialization, list[str]]]:

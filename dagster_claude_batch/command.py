@@ -53,7 +53,10 @@ def _status(database: str) -> list[Out]:
                 raise StatusUnreadableError(name, problem, cure=cure)
             return read_status(connection)
     except duckdb.Error as error:
-        problem, cure = duckdb_errors.problem_of(error), "If a run is writing it, try again."
+        problem = duckdb_errors.problem_of(error)
+        cure = "Give the path that `DuckDBResource(database=…)` is given."
+        if duckdb_errors.is_lock(error):
+            cure = "A run is writing it: try again in a moment."
         raise StatusUnreadableError(name, problem, cure=cure) from error
 
 

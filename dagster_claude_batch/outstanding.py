@@ -182,17 +182,6 @@ def known_batches(connection: Connection) -> set[str]:
     return {str(batch_id) for (batch_id,) in found}
 
 
-def landed_batches(connection: Connection, asset: str, since: datetime) -> list[str]:
-    """Ids of an asset's batches that were sent since then and have landed."""
-    found = rows(
-        connection,
-        "SELECT batch_id FROM claude_batch.chunks WHERE asset = $asset AND state = 'landed' "
-        "AND batch_id IS NOT NULL AND submitted_at > $since ORDER BY submitted_at",
-        {"asset": asset, "since": since},
-    )
-    return [str(batch_id) for (batch_id,) in found]
-
-
 def questions_of(connection: Connection, registered: LedgerAsset, chunk: Chunk) -> dict[int, int]:
     """How many different questions each request of a chunk asks, of those that ask several."""
     found = rows(

@@ -112,7 +112,8 @@ _SHOWN: Final = 3
 def _cells(out: Out, now: datetime) -> tuple[str, ...]:
     keys = [key for key in out.partitions if key is not None]
     more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
-    state = out.state if out.materialization_state == "open" else f"{out.state} (cancelled)"
+    ended = out.materialization_state != "open"
+    state = f"{out.state} ({out.materialization_state})" if ended else out.state
     return (
         out.asset,
         ", ".join(keys[:_SHOWN]) + more,

@@ -142,8 +142,8 @@ def test_all_arguments_of_the_factory_have_the_same_names_in_yaml() -> None:
             {"output": Sentiment},
         ),
         (
-            {"params": {"stop_sequences": ["{{ END }}"], "temperature": 0.5}},
-            {"params": {"stop_sequences": ["{{ END }}"], "temperature": 0.5}},
+            {"params": {"stop_sequences": ["{{ 'EN' ~ 'D' }}"], "temperature": "{{ 1 / 2 }}"}},
+            {"params": {"stop_sequences": ["END"], "temperature": 0.5}},
         ),
         (
             {"source": {"asset": "raw/texts"}, "include": ["n"], "table": "t.answers"},
@@ -259,8 +259,8 @@ def test_what_dagster_is_told_comes_from_yaml_too() -> None:
             ),
         ),
         (
-            "{{ dg.StaticPartitionsDefinition(['a']) }}",
-            dg.StaticPartitionsDefinition(["a"]),
+            {"type": "static", "partition_keys": [2024, 2025]},
+            dg.StaticPartitionsDefinition(["2024", "2025"]),
         ),
     ],
 )
@@ -321,6 +321,17 @@ def test_fields_of_an_answer_are_columns_of_their_types() -> None:
         ({"output": "nowhere:Model"}, "nowhere:Model"),
         ({"output": {"label": {"type": "string", "enum": ["a"]}}}, "exactly one"),
         ({"output": {"label": "text"}}, "label"),
+        ({"output": {"name": {"type": "string", "le": 5}}}, "`le`"),
+        ({"output": {"count": {"type": "integer", "ge": 0.5}}}, "whole numbers"),
+        ({"output": {"label": {"enum": []}}}, "label"),
+        ({"max_cost_usd": "{{ env.NOT_SET_ANYWHERE }}"}, "max_cost_usd"),
+        ({"automation_condition": "eager"}, "automation_condition"),
+        ({"retry_policy": "twice"}, "{max_retries: 2}"),
+        ({"partitions_def": "daily"}, "{type: daily"),
+        (
+            {"partitions_def": {"type": "daily", "start_date": "2026-01-01", "day_offset": 1}},
+            "day_offset",
+        ),
         ({"partitions_def": {"type": "yearly"}}, "partitions_def"),
         ({"max_tokens": 0}, "max_tokens"),
     ],
@@ -330,6 +341,13 @@ def test_what_is_wrong_is_named(written: dict[str, Any], said: str) -> None:
         pass
 
     assert said in str(raised.value.__cause__)
+
+
+def test_one_upstream_asset_needs_no_list() -> None:
+    with loaded(SMALL | {"deps": "raw/others"}) as defs:
+        (spec,) = defs.resolve_assets_def("small").specs
+
+    assert [dep.asset_key for dep in spec.deps] == [dg.AssetKey(["raw", "others"])]
 
 
 # --- with their sensors ---------------------------------------------------------------------

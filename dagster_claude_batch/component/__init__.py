@@ -51,7 +51,7 @@ class ClaudeBatchComponent(dg.Component, dg.Model, dg.Resolvable):
     """Assets whose rows are Claude's answers to the rows of DuckDB tables, asked in batches.
 
     Each is declared by the arguments of `build_claude_batch_asset`, under the same names. In
-    ``prompt``, ``system`` and ``params``, ``{{ column }}`` stands for a column; everywhere else
+    ``prompt`` and ``system``, ``{{ column }}`` stands for a column; everywhere else
     ``{{ … }}`` is a template of Dagster's. The sensor that collects comes with them, once for all
     components of a code location.
     """

@@ -3,7 +3,7 @@
 import importlib
 from collections.abc import Mapping, Sequence
 from datetime import date, datetime
-from typing import Annotated, Any, Final, Literal, TypeAlias, cast
+from typing import Annotated, Any, Final, Literal, TypeAlias, TypeVar, cast
 
 import dagster as dg
 import pydantic
@@ -47,11 +47,14 @@ class FunctionReference(dg.Model):
     function: str
 
 
+Texts: TypeAlias = list[str]
+
+
 class OutputField(dg.Model):
     """One field of an answer; exactly one of ``type`` and ``enum``."""
 
     type: Literal["string", "integer", "number", "boolean", "date", "datetime"] | None = None
-    enum: Sequence[str] | None = None
+    enum: Texts | None = Field(default=None, min_length=1)
     list: bool = Field(default=False, description="Whether it is a list of such values.")
     optional: bool = Field(default=False, description="Whether it may be null.")
     description: str | None = Field(default=None, description="What Claude is told about it.")
@@ -73,6 +76,8 @@ YamlSource: TypeAlias = str | SourceAsset | None
 YamlOutput: TypeAlias = str | Mapping[str, str | OutputField] | None
 YamlSystem: TypeAlias = str | Sequence[Mapping[str, Any]] | None
 YamlParams: TypeAlias = Mapping[str, Any] | None
+
+T = TypeVar("T")
 
 _TYPES: Final[Mapping[str, type]] = {
     "string": str,
@@ -111,21 +116,42 @@ def value_of_type(
     if value is None:
         return None
     adapter = TypeAdapter[Any](kind, config=ConfigDict(coerce_numbers_to_str=True))
+    resolved = as_template(context, value)
+    if resolved is None:
+        raise ValueError(
+            f"`{argument}`: {value!r} comes to nothing, as a variable does that is not set. Set "
+            "it, or leave the argument out."
+        )
     try:
-        return adapter.validate_python(as_template(context, value))
+        return adapter.validate_python(resolved)
     except pydantic.ValidationError as error:
         problems = "; ".join(each["msg"] for each in error.errors(include_input=False))
         raise ValueError(f"`{argument}`: {problems}.") from None
 
 
 def asset_keys(
-    context: dg.ResolutionContext, value: Sequence[str] | None
+    context: dg.ResolutionContext, value: Sequence[str] | str | None
 ) -> list[dg.AssetKey] | None:
-    """Keys of assets, each of which may be a template."""
+    """Keys of assets, or one of them; each, and all of them, may be a template."""
     if value is None:
         return None
-    found = (as_template(context, each) for each in value)
+    whole = as_template(context, value) if isinstance(value, str) else value
+    several = [whole] if isinstance(whole, str | dg.AssetKey) else whole
+    found = (as_template(context, each) for each in several)
     return [k if isinstance(k, dg.AssetKey) else dg.AssetKey.from_user_string(k) for k in found]
+
+
+def of_template(argument: str, found: object, kind: type[T], written: str) -> T:
+    """What a template has come to, of the right kind.
+
+    Raises:
+        ValueError: It has come to something else, or was none.
+    """
+    if not isinstance(found, kind):
+        raise ValueError(  # noqa: TRY004  # it is said of what was written
+            f"`{argument}`: {found!r} is no {kind.__name__}. Write `{written}`, or a template."
+        )
+    return found
 
 
 def source(context: dg.ResolutionContext, value: YamlSource) -> object:
@@ -185,13 +211,23 @@ def _field(declared: OutputField) -> tuple[Any, Any]:
         problem = "A field of `output` needs exactly one of `type` and `enum`."
         raise ValueError(problem)
     kind: Any = Literal[tuple(declared.enum)] if declared.enum else _TYPES[declared.type or ""]
-    if declared.ge is not None or declared.le is not None:
+    bounds = [each for each in (declared.ge, declared.le) if each is not None]
+    if bounds and declared.type not in {"integer", "number"}:
+        problem = "`ge` and `le` bound an `integer` or a `number`, and no other type of field."
+        raise ValueError(problem)
+    if declared.type == "integer" and any(not each.is_integer() for each in bounds):
+        problem = "`ge` and `le` of an `integer` are whole numbers."
+        raise ValueError(problem)
+    if bounds:
         kind = Annotated[kind, Field(ge=declared.ge, le=declared.le)]
     kind = list[kind] if declared.list else kind
     kind = kind | None if declared.optional else kind
     return kind, Field(description=declared.description)
 
 
-def retry_policy(_: dg.ResolutionContext, value: YamlRetryPolicy | None) -> object:
-    """The policy."""
+def retry_policy(context: dg.ResolutionContext, value: YamlRetryPolicy | str | None) -> object:
+    """The policy; a text is a template, of which it comes."""
+    if isinstance(value, str):
+        found = as_template(context, value)
+        return of_template("retry_policy", found, dg.RetryPolicy, "{max_retries: 2}")
     return None if value is None else dg.RetryPolicy(value.max_retries, value.delay)

@@ -42,6 +42,18 @@ def _by(function: Any, argument: str, written: Any, **more: Any) -> dg.Resolver:
     )
 
 
+def _template(argument: str, kind: type, example: str) -> dg.Resolver:
+    """A template of an object of Dagster's."""
+
+    def resolve(context: dg.ResolutionContext, written: str | None) -> object:
+        if written is None:
+            return None
+        found = arguments.as_template(context, written)
+        return arguments.of_template(argument, found, kind, f"{{{{ {example} }}}}")  # pyright: ignore[reportUnknownVariableType]  # Dagster's generic
+
+    return _by(resolve, argument, str | None)
+
+
 @dataclass(kw_only=True)
 class ClaudeBatchAsset(dg.Resolvable):
     """One asset: the arguments of `build_claude_batch_asset`; what is left out is as there."""
@@ -57,14 +69,14 @@ class ClaudeBatchAsset(dg.Resolvable):
     max_tokens: Annotated[int | None, _plain("max_tokens")] = None
     system: Annotated[Any, _by(arguments.as_it_is, "system", arguments.YamlSystem)] = None
     cache: Annotated[Literal["5m", "1h"] | None, _plain("cache")] = None
-    params: Annotated[Any, _by(arguments.as_it_is, "params", arguments.YamlParams)] = None
+    params: Annotated[Any, _by(arguments.as_template, "params", arguments.YamlParams)] = None
     include: Annotated[Sequence[str] | None, _plain("include")] = None
     table: Annotated[str | None, _plain("table")] = None
     partitions_def: Annotated[
         Any, _by(partitions.partitions_def, "partitions_def", partitions.YamlPartitions)
     ] = None
     partition_expr: Annotated[str | Mapping[str, str] | None, _plain("partition_expr")] = None
-    deps: Annotated[Any, _by(arguments.asset_keys, "deps", Sequence[str] | None)] = None
+    deps: Annotated[Any, _by(arguments.asset_keys, "deps", list[str] | None)] = None
     chunk_size: Annotated[int | None, _plain("chunk_size")] = None
     rows_per_request: Annotated[int | None, _plain("rows_per_request")] = None
     deduplicate: Annotated[bool | None, _plain("deduplicate")] = None
@@ -74,7 +86,6 @@ class ClaudeBatchAsset(dg.Resolvable):
     max_wait_hours: Annotated[float | None, _plain("max_wait_hours")] = None
     prices: Annotated[Mapping[str, float | str] | None, _plain("prices")] = None
     pilot: Annotated[int | None, _plain("pilot")] = None
-    delete_remote_results: Annotated[bool | None, _plain("delete_remote_results")] = None
     wait: Annotated[Literal["sensor", "run"] | None, _plain("wait")] = None
     duckdb_resource: Annotated[str | None, _plain("duckdb_resource")] = None
     claude_resource: Annotated[str | None, _plain("claude_resource")] = None
@@ -86,11 +97,11 @@ class ClaudeBatchAsset(dg.Resolvable):
     kinds: Annotated[set[str] | None, _plain("kinds")] = None
     code_version: Annotated[str | None, _plain("code_version")] = None
     automation_condition: Annotated[
-        Any, _by(arguments.as_template, "automation_condition", str | None)
+        Any, _template("automation_condition", dg.AutomationCondition, "eager()")
     ] = None
-    freshness_policy: Annotated[Any, _by(arguments.as_template, "freshness_policy", str | None)] = (
-        None
-    )
+    freshness_policy: Annotated[
+        Any, _template("freshness_policy", dg.FreshnessPolicy, "my_policy")
+    ] = None
     backfill_policy: Annotated[
         Any, _by(partitions.backfill_policy, "backfill_policy", partitions.YamlBackfillPolicy)
     ] = None

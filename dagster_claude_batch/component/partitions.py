@@ -1,18 +1,21 @@
 """How partitions, and how they become runs, are written in YAML: in Dagster's own words."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias
 
 import dagster as dg
+from pydantic import ConfigDict
 
-from dagster_claude_batch.component.arguments import as_template
+from dagster_claude_batch.component.arguments import as_template, of_template
 
 
 class StaticPartitions(dg.Model):
     """Partitions that are listed."""
 
     type: Literal["static"]
-    partition_keys: Sequence[str]
+    model_config = ConfigDict(coerce_numbers_to_str=True, extra="forbid")
+
+    partition_keys: list[str]
 
 
 class DynamicPartitions(dg.Model):
@@ -82,8 +85,12 @@ def partitions_def(
 ) -> dg.PartitionsDefinition | None:
     """The definition; a text is a template, of which it comes."""
     match written:
-        case None | str():
-            return as_template(context, written)
+        case None:
+            return None
+        case str():
+            found = as_template(context, written)
+            kind = "{type: daily, start_date: …}"
+            return of_template("partitions_def", found, dg.PartitionsDefinition, kind)
         case MultiPartitions():
             return dg.MultiPartitionsDefinition(
                 {name: _one(context, each) for name, each in written.dimensions.items()}
@@ -100,6 +107,15 @@ _BY_TIME = {
 }
 
 
+_OFFSETS = frozenset({"minute_offset", "hour_offset", "day_offset"})
+_OFFSETS_OF = {
+    "hourly": {"minute_offset"},
+    "daily": {"minute_offset", "hour_offset"},
+    "weekly": _OFFSETS,
+    "monthly": _OFFSETS,
+}
+
+
 def _one(context: dg.ResolutionContext, written: OneDimension) -> dg.PartitionsDefinition:
     given: dict[str, Any] = {
         name: as_template(context, value)
@@ -107,13 +123,17 @@ def _one(context: dg.ResolutionContext, written: OneDimension) -> dg.PartitionsD
     }
     match written:
         case StaticPartitions():
-            return dg.StaticPartitionsDefinition(given["partition_keys"])
+            return dg.StaticPartitionsDefinition([str(key) for key in given["partition_keys"]])
         case DynamicPartitions():
-            return dg.DynamicPartitionsDefinition(name=given["name"])
+            return dg.DynamicPartitionsDefinition(name=str(given["name"]))
         case TimeWindowPartitions():
             start, end = given.pop("start_date"), given.pop("end_date", None)
             return dg.TimeWindowPartitionsDefinition(start=start, end=end, **given)
         case TimePartitions():
+            unknown = sorted(_OFFSETS.difference(_OFFSETS_OF[written.type]).intersection(given))
+            if unknown:
+                problem = f"`partitions_def`: {written.type} partitions have no {unknown[0]}."
+                raise ValueError(problem)
             return _BY_TIME[written.type](**given)
 
 
@@ -122,8 +142,11 @@ def backfill_policy(
 ) -> dg.BackfillPolicy | None:
     """The policy; a text is a template, of which it comes."""
     match written:
-        case None | str():
-            return as_template(context, written)
+        case None:
+            return None
+        case str():
+            found = as_template(context, written)
+            return of_template("backfill_policy", found, dg.BackfillPolicy, "{type: single_run}")
         case SingleRun():
             return dg.BackfillPolicy.single_run()
         case MultiRun():
