@@ -23,12 +23,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status = _status(options.database)
     except ClaudeBatchError as error:
-        print(error, file=sys.stderr)  # noqa: T201  # a command speaks to its terminal
+        print(error, file=sys.stderr)
         return 1
     if options.json:
-        print(json.dumps([each.as_json() for each in status], indent=2))  # noqa: T201  # the same
+        print(json.dumps([each.as_json() for each in status], indent=2))
     else:
-        print("\n".join(table_of(status, datetime.now(UTC))))  # noqa: T201  # the same
+        print("\n".join(table_of(status, datetime.now(UTC))))
     return 0
 
 

@@ -41,6 +41,23 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::dagster_shared.utils.warnings.BetaWarning"),
 ]
 
+PLAIN: dict[str, Any] = {
+    "model": "claude-opus-5-1",
+    "max_tokens": 50,
+    "system": "Rate what you read.",
+    "cache": "1h",
+    "chunk_size": 7,
+    "rows_per_request": 3,
+    "deduplicate": False,
+    "max_attempts": 1,
+    "max_failure_rate": 0.5,
+    "max_cost_usd": 2.5,
+    "max_wait_hours": 3,
+    "prices": {"input": "0.05", "output": 0.25},
+    "pilot": 2,
+}
+"""Arguments that are written alike in YAML and Python."""
+
 SMALL: dict[str, Any] = {"key": "small", "source": "texts", "row_key": "id", "prompt": "{{ text }}"}
 
 
@@ -154,36 +171,8 @@ def test_all_arguments_of_the_factory_have_the_same_names_in_yaml() -> None:
             {"source": None, "query": "SELECT * FROM texts"},
         ),
         (
-            {
-                "model": "claude-opus-5-1",
-                "max_tokens": 50,
-                "system": "Rate what you read.",
-                "cache": "1h",
-                "chunk_size": 7,
-                "rows_per_request": 3,
-                "deduplicate": False,
-                "max_attempts": 1,
-                "max_failure_rate": 0.5,
-                "max_cost_usd": 2.5,
-                "max_wait_hours": 3,
-                "prices": {"input": "0.05", "output": 0.25},
-                "pilot": 2,
-            },
-            {
-                "model": "claude-opus-5-1",
-                "max_tokens": 50,
-                "system": "Rate what you read.",
-                "cache": "1h",
-                "chunk_size": 7,
-                "rows_per_request": 3,
-                "deduplicate": False,
-                "max_attempts": 1,
-                "max_failure_rate": 0.5,
-                "max_cost_usd": 2.5,
-                "max_wait_hours": 3,
-                "prices": {"input": "0.05", "output": 0.25},
-                "pilot": 2,
-            },
+            PLAIN,
+            PLAIN,
         ),
     ],
 )

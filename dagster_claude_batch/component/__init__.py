@@ -53,7 +53,7 @@ class ClaudeBatchComponent(dg.Component, dg.Model, dg.Resolvable):
     Each is declared by the arguments of `build_claude_batch_asset`, under the same names. In
     ``prompt`` and ``system``, ``{{ column }}`` stands for a column; everywhere else
     ``{{ … }}`` is a template of Dagster's. The sensor that collects comes with them, once for all
-    components of a code location.
+    files of a code location.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")

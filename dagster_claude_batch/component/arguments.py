@@ -92,12 +92,12 @@ _TYPES: Final[Mapping[str, type]] = {
 # --- from YAML to arguments -----------------------------------------------------------------
 
 
-def as_it_is(_: dg.ResolutionContext, value: Any) -> Any:  # noqa: ANN401  # whatever YAML holds
+def as_it_is(_: dg.ResolutionContext, value: Any) -> Any:
     """Leave ``{{ … }}`` alone: there it stands for a column, and is no template of Dagster's."""
     return value
 
 
-def as_template(context: dg.ResolutionContext, value: Any) -> Any:  # noqa: ANN401  # whatever YAML holds
+def as_template(context: dg.ResolutionContext, value: Any) -> Any:
     """A template, or a value with templates in it."""
     return context.resolve_value(value)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]  # Dagster's overloads
 
@@ -106,8 +106,8 @@ def value_of_type(
     argument: str,
     kind: type,
     context: dg.ResolutionContext,
-    value: Any,  # noqa: ANN401  # whatever YAML holds
-) -> Any:  # noqa: ANN401  # of the type
+    value: Any,
+) -> Any:
     """The same, of the type that the argument has: a template may have made a number of a text.
 
     Raises:
@@ -181,7 +181,7 @@ def _part(part: str | TextPart | ImagePart | DocumentPart) -> Part | str:
             return Document(part.document, **rest)
 
 
-def _imported(reference: str) -> Any:  # noqa: ANN401  # whatever is found there
+def _imported(reference: str) -> Any:
     """What ``package.module:name`` names; ``package.module.name`` too.
 
     Raises:

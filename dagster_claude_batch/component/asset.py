@@ -25,13 +25,13 @@ def said_of(argument: str) -> str | None:
 _TYPES: Final = get_type_hints(build_claude_batch_asset)
 
 
-def _plain(argument: str, **more: Any) -> dg.Resolver:  # noqa: ANN401  # of Dagster's
+def _plain(argument: str, **more: Any) -> dg.Resolver:
     """A value of the type that the factory takes, or a template of one."""
     kind = _TYPES[argument]
     return _by(partial(arguments.value_of_type, argument, kind), argument, kind, **more)
 
 
-def _by(function: Any, argument: str, written: Any, **more: Any) -> dg.Resolver:  # noqa: ANN401  # of Dagster's
+def _by(function: Any, argument: str, written: Any, **more: Any) -> dg.Resolver:
     """A function resolves what is ``written``; templates too, for in some they mean columns."""
     return dg.Resolver(
         function,

@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _ = simulator.answer, simulator.outcome
     except FunctionNotFoundError as error:
-        print(error, file=sys.stderr)  # noqa: T201 - a command speaks to its terminal
+        print(error, file=sys.stderr)
         return 2
     _serve(simulator, options.port)
     return 0
@@ -44,7 +44,7 @@ def _serve(simulator: Simulator, port: int) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with SimulatorServer(simulator, port=port) as server:
-            print(server.base_url, flush=True)  # noqa: T201 - what the caller waits for
+            print(server.base_url, flush=True)
             server.serve_forever()
     except KeyboardInterrupt:
         pass

@@ -10,7 +10,6 @@ import json
 import shutil
 import subprocess
 import sys
-import urllib.request
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
+import httpx2
 from benchmarks.speed.data import make_source
 from benchmarks.speed.peers.install import NAMES, interpreter
 from benchmarks.speed.server import PREPARE
@@ -85,8 +85,7 @@ def run(variant: Variant, rows: int, home: Path) -> Iterator[tuple[str, Taken]]:
     with serving(home / "server") as base_url:
         for part in variant.parts:
             if part in {"download", "collect"}:
-                request = urllib.request.Request(base_url + PREPARE, data=b"")  # noqa: S310  # ours
-                urllib.request.urlopen(request).read()  # noqa: S310  # ours
+                httpx2.post(base_url + PREPARE, timeout=TIMEOUT).raise_for_status()
             taken = run_part(variant, part, home, base_url)
             yield part, taken
             if taken.cannot is not None:

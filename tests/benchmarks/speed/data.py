@@ -51,7 +51,7 @@ def sentences(random: Random, size: int) -> str:
 
 
 def _answer(number: int) -> str:
-    random = Random(SEED + number)  # noqa: S311  # the same each time, which is the point
+    random = Random(SEED + number)
     answer: dict[str, Any] = {
         "label": random.choice(["positive", "neutral", "negative"]),
         "score": round(random.uniform(-1, 1), 2),
@@ -66,7 +66,7 @@ ANSWERS: Final = [_answer(number) for number in range(1_000)]
 
 def make_source(database: str, rows: int) -> None:
     """Write the table that is asked about: ``id`` and ``text``."""
-    random = Random(SEED)  # noqa: S311  # the same each time, which is the point
+    random = Random(SEED)
     pool = [sentences(random, 790) for _ in range(1_000)]
     with closing(duckdb.connect(database)) as connection:
         connection.execute(

@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from random import Random
+from threading import Thread
 from typing import IO, Any, Final
 
 from benchmarks.speed.data import ANSWERS, FAILED_EVERY, MODEL
@@ -49,7 +50,7 @@ class Batch:
         custom_ids = _CUSTOM_ID.findall(body)
         tool = _TOOL.search(body)
         succeeded = _SUCCEEDED if tool is None else _called(tool[1].decode())
-        Random(7).shuffle(custom_ids)  # noqa: S311  # the same each time, which is the point
+        Random(7).shuffle(custom_ids)
         failed = 0
         with self.results.open("wb") as file:
             for number, custom_id in enumerate(custom_ids):
@@ -253,8 +254,6 @@ def main(folder: str) -> None:
     with SwallowingServer(path) as server:
         sys.stdout.write(f"{server.base_url}\n")
         sys.stdout.flush()
-        from threading import Thread  # noqa: PLC0415
-
         Thread(target=server.serve_forever, daemon=True).start()
         sys.stdin.read()
         server.shutdown()
