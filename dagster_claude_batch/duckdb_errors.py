@@ -54,6 +54,11 @@ def is_lock(error: duckdb.Error) -> bool:
     return any(sign in str(error) for sign in ("set lock on file", "Conflicting lock", _HELD_HERE))
 
 
+def is_open_here(error: duckdb.Error) -> bool:
+    """Whether this process itself has the database file open in another DuckDB."""
+    return _HELD_HERE in str(error)
+
+
 def is_conflict(error: duckdb.Error) -> bool:
     """Whether the transaction lost against another one and can be run again."""
     is_meant = "conflict" in str(error).lower() and not is_lock(error)
@@ -93,7 +98,7 @@ def is_signal(error: Exception) -> bool:
 
 def holder(error: duckdb.Error) -> str:
     """Name the process that holds the lock, as DuckDB names it."""
-    if _HELD_HERE in str(error):
+    if is_open_here(error):
         return "another connection of this process"
     found = re.search(r"held in (.+?\(PID \d+\))", str(error))
     return found.group(1) if found else "another process"

@@ -19,7 +19,7 @@ from dagster_claude_batch.one_line import one_line
 from dagster_claude_batch.outcomes import MISSING, Absent, is_halt_of_row, is_retryable
 from dagster_claude_batch.plan import Plan
 from dagster_claude_batch.preparing import restore_tables
-from dagster_claude_batch.results import STAGED
+from dagster_claude_batch.staging import STAGED
 from dagster_claude_batch.tables import ANSWER_COLUMNS, FAILURE_COLUMNS, columns_of, grow_table
 from dagster_claude_batch.warehouse import Connection, row, rows
 

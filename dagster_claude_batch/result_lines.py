@@ -10,9 +10,9 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from typing import IO, Any, Final, NamedTuple, TypeGuard
 
-import duckdb
+import pyarrow as pa
 
-from dagster_claude_batch import duckdb_errors
+from dagster_claude_batch import duckdb_errors, kept
 from dagster_claude_batch.warehouse import columns_of, read_arrow
 
 _COLUMNS: Final = {
@@ -32,8 +32,24 @@ _COLUMNS: Final = {
         error STRUCT(request_id VARCHAR, error STRUCT("type" VARCHAR, message VARCHAR)))""",
 }
 
-_LINES: Final = """
-    SELECT custom_id, result."type" AS type, message.model, message.stop_reason,
+_LARGEST_COUNT: Final = 10_000_000
+"""Ten times the largest context: more is no count, and would not fit where costs are summed."""
+
+_COUNTS: Final = ", ".join(
+    f"CASE WHEN usage.{path} BETWEEN 0 AND {_LARGEST_COUNT} THEN usage.{path} END AS {name}"
+    for name, path in {
+        "input_tokens": "input_tokens",
+        "output_tokens": "output_tokens",
+        "cache_read_tokens": "cache_read_input_tokens",
+        "cache_write_tokens": "cache_creation_input_tokens",
+        "cache_write_1h_tokens": "cache_creation.ephemeral_1h_input_tokens",
+        "web_searches": "server_tool_use.web_search_requests",
+    }.items()
+)
+
+_LINES: Final = f"""
+    SELECT custom_id, result."type" AS type, message.model AS model,
+        message.stop_reason AS stop_reason,
         message.stop_details.explanation AS explanation,
         list_aggregate(list_transform(list_filter(
             message.content, lambda b: b."type" = 'text'), lambda b: b."text"),
@@ -43,10 +59,9 @@ _LINES: Final = """
             AS tool_input,
         CAST(to_json(list_transform(message.content, lambda b: b.citations)) AS VARCHAR)
             AS citations,
-        usage.input_tokens, usage.output_tokens, usage.cache_read_input_tokens,
-        usage.cache_creation_input_tokens, usage.cache_creation.ephemeral_1h_input_tokens,
-        usage.server_tool_use.web_search_requests,
-        error.error."type" AS error_type, error.error.message AS error_message, error.request_id
+        {_COUNTS},
+        error.error."type" AS error_type, error.error.message AS error_message,
+        error.request_id AS request_id
     FROM (SELECT custom_id, result, result.message AS message, result.message.usage AS usage,
         result.error AS error
         FROM read_json($path, format = 'newline_delimited', columns = $columns,
@@ -91,8 +106,8 @@ def private_file() -> Generator[IO[bytes]]:
         yield file
 
 
-def read_lines(file: IO[bytes]) -> Iterator[Line]:
-    """Read the lines of a file whose every line DuckDB takes.
+def read_lines(file: IO[bytes]) -> Iterator[pa.RecordBatch]:
+    """Read the lines of a file whose every line DuckDB takes: columns as the fields of `Line`.
 
     Raises:
         duckdb_errors.RAISED: One of them it does not take. Some lines may have been read by then.
@@ -109,9 +124,10 @@ def read_bad_lines(file: IO[bytes]) -> Iterator[Line]:
         unsound, longest = _sift(file, sound)
         ignored = 0
         try:
-            for line in _read(sound, lenient=True, longest=max(longest, _LONGEST_LINE)):
-                ignored += line.custom_id is None
-                yield line
+            for batch in _read(sound, lenient=True, longest=max(longest, _LONGEST_LINE)):
+                for line in lines_of(batch):
+                    ignored += line.custom_id is None
+                    yield line
         except duckdb_errors.RAISED:
             ignored += 1
     every = unsound if not ignored else _spans(file)
@@ -122,16 +138,19 @@ def read_bad_lines(file: IO[bytes]) -> Iterator[Line]:
 # --- by DuckDB ------------------------------------------------------------------------------
 
 
-def _read(file: IO[bytes], *, lenient: bool, longest: int) -> Iterator[Line]:
+def lines_of(batch: pa.RecordBatch) -> Iterator[Line]:
+    """The same lines one by one."""
+    return map(Line._make, zip(*columns_of(batch), strict=True))
+
+
+def _read(file: IO[bytes], *, lenient: bool, longest: int) -> Iterator[pa.RecordBatch]:
     kinds = (f"{name}: '{kind.replace(chr(10), ' ')}'" for name, kind in _COLUMNS.items())
     sql = _LINES.replace("$columns", "{" + ", ".join(kinds) + "}")
     options = {"lenient": lenient, "longest": longest}
-    # Without a directory for it, DuckDB cannot spill results into the current directory.
-    with duckdb.connect(config={"temp_directory": ""}) as connection:
+    with kept.in_memory() as connection:
         connection.execute("SET produce_arrow_string_view = false")
         connection.execute("SET arrow_large_buffer_size = true")
-        for batch in read_arrow(connection, sql, {"path": _path_of(file), **options}):
-            yield from map(Line._make, zip(*columns_of(batch), strict=True))
+        yield from read_arrow(connection, sql, {"path": _path_of(file), **options})
 
 
 def _path_of(file: IO[bytes]) -> str:
@@ -289,7 +308,9 @@ def _text(value: object) -> str | None:
 
 
 def _number(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _LARGEST_COUNT:
+        return value
+    return None
 
 
 def valid_text(text: str) -> str:

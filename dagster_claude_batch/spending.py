@@ -11,7 +11,7 @@ from typing import Any, Final
 import dagster as dg
 
 from dagster_claude_batch import ledger
-from dagster_claude_batch.batch_asset import warehouse_of
+from dagster_claude_batch.connecting import warehouse_of
 from dagster_claude_batch.warehouse import Connection, rows
 
 _COLOURS: Final = ("#4f46e5", "#0d9488", "#d97706", "#be185d", "#65a30d", "#0369a1")

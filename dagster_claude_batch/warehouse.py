@@ -259,6 +259,12 @@ def values_of(batch: pa.RecordBatch, column: int) -> list[Any]:
     return cast("list[Any]", batch.column(column).to_pylist())  # pyright: ignore[reportUnknownMemberType]  # pyarrow's stubs leave the values open
 
 
+def values_of_utf8(batch: pa.RecordBatch, column: int) -> list[bytes | None]:
+    """A column of strings as bytes in UTF-8."""
+    texts = batch.column(column).cast(pa.large_binary())  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]  # as above
+    return texts.to_pylist()
+
+
 def columns_of(batch: pa.RecordBatch) -> list[list[Any]]:
     """All columns' values as Python objects."""
     return [values_of(batch, number) for number in range(batch.num_columns)]

@@ -7,6 +7,7 @@ from typing import Any
 
 import pydantic
 
+from dagster_claude_batch.errors import InvalidOutputError
 from dagster_claude_batch.output.columns import OutputColumn, columns, structure
 from dagster_claude_batch.output.fields import checked_model, read_fields
 from dagster_claude_batch.output.place import Place
@@ -23,7 +24,8 @@ class Output:
     The order of ``properties`` means something to Claude, so dump it without sorting keys.
     Both are None without a model. ``transform_structure`` is the structure with which
     DuckDB's ``json_transform_strict`` turns what `validate` returns into a STRUCT of the
-    columns. ``is_of_tool``: the answer is the input of the tool that Claude has to use.
+    columns. ``validate_utf8`` is `validate` of bytes in UTF-8. ``is_of_tool``: the answer is the
+    input of the tool that Claude has to use.
     ``cites``: beside the text stands what it cites.
     """
 
@@ -31,7 +33,7 @@ class Output:
     schema: dict[str, Any] | None
     declared_schema: dict[str, Any] | None
     transform_structure: str
-    _validate: Callable[[str], str] = field(repr=False, compare=False)
+    validate_utf8: Callable[[bytes], bytes] = field(repr=False, compare=False)
     is_of_tool: bool = False
     cites: bool = False
 
@@ -52,7 +54,7 @@ class Output:
             schema=sent_schema(declared, place),
             declared_schema=declared,
             transform_structure=json.dumps(structure(fields), ensure_ascii=False),
-            _validate=Validator(model, fields),
+            validate_utf8=Validator(model, fields),
         )
 
     def citing(self) -> "Output":
@@ -87,7 +89,11 @@ class Output:
             InvalidOutputError: Not JSON, not what the model allows, or a value that its
                 column cannot hold.
         """
-        return self._validate(text)
+        try:
+            utf8 = text.encode()
+        except UnicodeEncodeError:
+            raise InvalidOutputError(["the text is not valid Unicode"]) from None
+        return self.validate_utf8(utf8).decode()
 
 
 _TEXT_OUTPUT = Output(
@@ -95,5 +101,5 @@ _TEXT_OUTPUT = Output(
     schema=None,
     declared_schema=None,
     transform_structure='{"response": "VARCHAR"}',
-    _validate=text_as_columns,
+    validate_utf8=text_as_columns,
 )

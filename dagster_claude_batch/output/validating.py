@@ -15,12 +15,9 @@ from dagster_claude_batch.output.columns import Field, Recase, Shape, encode_fie
 from dagster_claude_batch.output.letter_case import recase_fields
 
 
-def text_as_columns(text: str) -> str:
+def text_as_columns(text: bytes) -> bytes:
     """Return the answer's text as the one column of an output without a model."""
-    try:
-        return to_json({"response": text}).decode()
-    except PydanticSerializationError:
-        raise InvalidOutputError(["`response`: the text is not valid Unicode"]) from None
+    return to_json({"response": text.decode()})
 
 
 class Validator:
@@ -32,15 +29,15 @@ class Validator:
         self._dump = SchemaSerializer(encode_fields(fields)).to_json
         self._columns = [field for field in fields if not field.excluded]
 
-    def __call__(self, text: str) -> str:
+    def __call__(self, text: bytes) -> bytes:
         """Return the columns of one answer, as `Output.validate` promises."""
-        answer = self._checked(_without_fence(text))
+        answer = self._checked(text if text.startswith(b"{") else _without_fence(text))
         try:
-            return self._dump(answer, warnings="error").decode()
+            return self._dump(answer, warnings="error")
         except PydanticSerializationError:
             raise InvalidOutputError(self._unfit(answer)) from None
 
-    def _checked(self, text: str) -> object:
+    def _checked(self, text: bytes) -> object:
         try:
             return self._parse(text)
         except pydantic.ValidationError as error:
@@ -50,7 +47,7 @@ class Validator:
         except Exception as error:  # a user's validator costs its row, not the batch
             raise _raised_by_model(error) from error
 
-    def _checked_in_any_case(self, text: str, recase: Recase) -> object:
+    def _checked_in_any_case(self, text: bytes, recase: Recase) -> object:
         try:
             return self._parse(to_json(recase(from_json(text))))
         except pydantic.ValidationError as error:
@@ -67,11 +64,11 @@ class Validator:
         ]
 
 
-def _without_fence(text: str) -> str:
-    text = text.strip()
+def _without_fence(utf8: bytes) -> bytes:
+    text = utf8.decode().strip()
     if text.startswith("```") and text.endswith("```"):
-        return text.removeprefix("```json").strip("`")
-    return text
+        text = text.removeprefix("```json").strip("`")
+    return text.encode()
 
 
 def _is_not_json(error: pydantic.ValidationError) -> bool:

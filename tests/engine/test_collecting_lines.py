@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from dagster_claude_batch.output import Output
 from dagster_claude_batch.result_lines import private_file
-from dagster_claude_batch.results import Staging
+from dagster_claude_batch.staging import Staging
 
 NONCE = "c0ffee00c0ffee00"
 USAGE = {"input_tokens": 7, "output_tokens": 3}

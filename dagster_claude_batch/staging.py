@@ -1,0 +1,281 @@
+"""Result lines → staged rows: the best line of each request, checked by the output model."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from typing import IO, Any, Final
+
+import pyarrow as pa
+
+from dagster_claude_batch import duckdb_errors
+from dagster_claude_batch.errors import InvalidOutputError
+from dagster_claude_batch.judging import Judged, judge, judge_several
+from dagster_claude_batch.outcomes import ANSWER_STOP_REASONS
+from dagster_claude_batch.output import Output
+from dagster_claude_batch.result_lines import (
+    Line,
+    lines_of,
+    raw_results,
+    read_bad_lines,
+    read_lines,
+)
+from dagster_claude_batch.warehouse import values_of, values_of_utf8
+
+STAGED: Final = pa.schema(
+    [
+        ("ordinal", pa.int32()),
+        ("position", pa.int32()),
+        ("custom_id", pa.string()),
+        ("answer", pa.string()),
+        ("outcome", pa.string()),
+        ("error_message", pa.string()),
+        ("stop_reason", pa.string()),
+        ("response", pa.string()),
+        ("model", pa.string()),
+        ("input_tokens", pa.int64()),
+        ("output_tokens", pa.int64()),
+        ("cache_read_tokens", pa.int64()),
+        ("cache_write_tokens", pa.int64()),
+        ("cache_write_1h_tokens", pa.int64()),
+        ("web_searches", pa.int64()),
+        ("request_id", pa.string()),
+    ]
+)
+"""One row a question: ``position`` tells those of one request apart. ``outcome`` is NULL for an
+answer, whose columns ``answer`` then is as JSON;
+``cache_write_tokens`` includes those of one hour."""
+
+_UNREADABLE, _UNBILLED, _BILLED, _ANSWERED = range(1, 5)
+"""What a line is worth: of several for one request the best counts, and the first of these."""
+
+_ROWS_PER_BATCH: Final = 8_192
+_TEXT_PER_BATCH: Final = 2**27
+"""Characters; an Arrow array of strings ends at 2 GiB."""
+
+
+_Usual = tuple[int, int, bytes]
+"""Where in its record batch a line is, its ordinal, and the columns of its answer as JSON."""
+
+
+class Staging:
+    """Rows for the requests of one batch, gathered from one file after another."""
+
+    def __init__(
+        self,
+        output: Output,
+        *,
+        nonce: str | None,
+        size: int,
+        succeeded: int = 0,
+        questions: Mapping[int, int] | None = None,
+    ) -> None:
+        self._output = output
+        self._questions = questions or {}
+        self._nonce = nonce
+        self._size = size
+        self._succeeded = succeeded
+        self._worth: dict[int, int] = {}
+        self._batches: list[pa.RecordBatch] = []
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether each request has a line that can be read, and as many succeeded as were said."""
+        worths = list(self._worth.values())
+        readable = sum(worth > _UNREADABLE for worth in worths)
+        return readable >= self._size and sum(w >= _BILLED for w in worths) >= self._succeeded
+
+    @property
+    def lacking(self) -> int:
+        """Requests without any line."""
+        return self._size - len(self._worth)
+
+    def read(self, file: IO[bytes]) -> str | None:
+        """Stage what a results file holds that is better; why it cannot be one, or None."""
+        before = len(self._batches)
+        try:
+            found = [self._add_batch(batch) for batch in read_lines(file)]
+        except duckdb_errors.RAISED:
+            # One bad line fails the statement as a whole, whatever has been read by then.
+            found = [self._add(read_bad_lines(file))]
+        self._batches[before:] = _with_responses(self._batches[before:], file)
+        if found and not any(found):
+            return "What was downloaded holds no line of this batch."
+        return None
+
+    def table(self) -> pa.Table:
+        """All staged rows, one a question. Their order does not matter."""
+        table = pa.Table.from_batches(self._batches, STAGED)
+        if not self._questions and table.num_rows == len(self._worth):
+            return table
+        places = zip(_values(table, "ordinal"), _values(table, "position"), strict=True)
+        last = {question: place for place, question in enumerate(places)}
+        return table.take(pa.array(last.values(), pa.int64()))
+
+    def _add_batch(self, batch: pa.RecordBatch) -> bool:
+        """Add lines that are better than what is here; False if all there are are not ours."""
+        usual = self._usual(batch)
+        if not usual:
+            return self._add(lines_of(batch))
+        places = [place for place, _, _ in usual]
+        self._batches += _answered(batch, usual)
+        self._worth |= dict.fromkeys((ordinal for _, ordinal, _ in usual), _ANSWERED)
+        rest = sorted(set(range(batch.num_rows)).difference(places))
+        self._add(lines_of(batch.take(pa.array(rest, pa.int64()))))
+        return True
+
+    def _usual(self, batch: pa.RecordBatch) -> list[_Usual]:
+        """What nearly all lines are: the only one of its request, and an answer to one question."""
+        ordinals = [self._ordinal_of(custom_id) for custom_id in values_of(batch, 0)]
+        ours = [ordinal for ordinal in ordinals if ordinal is not None]
+        are_new = len(set(ours)) == len(ours) and self._worth.keys().isdisjoint(ours)
+        if self._questions or self._output.cites or not are_new or batch.nbytes > _TEXT_PER_BATCH:
+            return []
+        texts = _texts_of(batch, self._output)
+        found: list[_Usual] = []
+        for place, (ordinal, text) in enumerate(zip(ordinals, texts, strict=True)):
+            if ordinal is None or text is None:
+                continue
+            with suppress(InvalidOutputError):  # then it is no answer, and looked at again
+                found.append((place, ordinal, self._output.validate_utf8(text)))
+        return found
+
+    def _add(self, lines: Iterable[Line]) -> bool:
+        """The same, line by line."""
+        total = ours = text = 0
+        pending: list[tuple[Any, ...]] = []
+        try:
+            for total, line in enumerate(lines, 1):  # noqa: B007  # how many there were
+                ordinal = self._ordinal_of(line.custom_id)
+                if ordinal is None:
+                    continue
+                ours += 1
+                better = self._rows_if_better(line, ordinal)
+                pending += better
+                text += sum(len(row[_ANSWER] or "") for row in better)
+                if len(pending) >= _ROWS_PER_BATCH or text > _TEXT_PER_BATCH:
+                    self._batches.append(_record_batch(pending))
+                    pending, text = [], 0
+        finally:
+            if pending:
+                self._batches.append(_record_batch(pending))
+        return not total or ours > 0
+
+    def _ordinal_of(self, custom_id: str | None) -> int | None:
+        """The number of the request, if it is one of this batch, spelt as we spelt it."""
+        nonce, _, digits = (custom_id or "").rpartition("-")
+        if self._nonce not in {None, nonce} or not _ORDINAL.fullmatch(digits):
+            return None
+        ordinal = int(digits)
+        return ordinal if ordinal < self._size else None
+
+    def _rows_if_better(self, line: Line, ordinal: int) -> list[tuple[Any, ...]]:
+        """A row for each question of the request that the line is about."""
+        worth = self._worth.get(ordinal, 0)
+        if worth == _ANSWERED:
+            return []
+        questions = self._questions.get(ordinal, 1)
+        judged = (
+            [judge(line, self._output)]
+            if questions == 1
+            else judge_several(line, self._output, questions)
+        )
+        found = min(_worth_of(line, each) for each in judged)
+        if found <= worth:
+            return []
+        self._worth[ordinal] = found
+        return [_row(line, ordinal, position, each) for position, each in enumerate(judged)]
+
+
+_ORDINAL: Final = re.compile("0|[1-9][0-9]{0,8}")
+_ANSWER: Final = STAGED.names.index("answer")
+
+
+def _worth_of(line: Line, judged: Judged) -> int:
+    _, outcome, _ = judged
+    if outcome is None:
+        return _ANSWERED
+    if line.type is None:
+        return _UNREADABLE
+    return _BILLED if line.type == "succeeded" else _UNBILLED
+
+
+def _record_batch(staged: list[tuple[Any, ...]]) -> pa.RecordBatch:
+    columns = dict(zip(STAGED.names, map(list, zip(*staged, strict=True)), strict=True))
+    return pa.RecordBatch.from_pydict(columns, schema=STAGED)
+
+
+def _row(line: Line, ordinal: int, position: int, judged: Judged) -> tuple[Any, ...]:
+    answer, outcome, message = judged
+    return (
+        ordinal,
+        position,
+        line.custom_id,
+        answer,
+        outcome,
+        message,
+        line.stop_reason,
+        None,
+        line.model,
+        line.input_tokens,
+        line.output_tokens,
+        line.cache_read_tokens,
+        line.cache_write_tokens,
+        line.cache_write_1h_tokens,
+        line.web_searches,
+        line.request_id,
+    )
+
+
+# --- many lines at once ---------------------------------------------------------------------
+
+
+def _texts_of(batch: pa.RecordBatch, output: Output) -> list[bytes | None]:
+    """The texts that answer, in UTF-8; None where there is none, or where one has to look."""
+    kinds, reasons = values_of(batch, _TYPE), values_of(batch, _STOP_REASON)
+    texts = values_of_utf8(batch, _TOOL_INPUT if output.is_of_tool else _TEXT)
+    return [
+        text if kind == "succeeded" and reason in ANSWER_STOP_REASONS else None
+        for text, kind, reason in zip(texts, kinds, reasons, strict=True)
+    ]
+
+
+_TYPE, _STOP_REASON, _TEXT, _TOOL_INPUT = (
+    Line._fields.index(name) for name in ("type", "stop_reason", "text", "tool_input")
+)
+
+
+def _answered(batch: pa.RecordBatch, usual: Sequence[_Usual]) -> list[pa.RecordBatch]:
+    """Stage lines of answers."""
+    places, ordinals, answers = zip(*usual, strict=True)
+    lines = pa.Table.from_batches([batch]).take(pa.array(places, pa.int64()))
+    columns = {
+        "ordinal": pa.array(ordinals, pa.int32()),
+        "position": pa.array([0] * len(usual), pa.int32()),
+        "answer": pa.array(answers, pa.binary()).view(pa.string()),
+        **{name: lines.column(name) for name in _CARRIED},
+    }
+    nothing = pa.nulls(len(usual))
+    table = pa.table([columns.get(name, nothing) for name in STAGED.names], STAGED.names)
+    return table.cast(STAGED).to_batches()
+
+
+_CARRIED: Final = set(STAGED.names).intersection(Line._fields) - {"error_message"}
+
+
+# --- raw results ----------------------------------------------------------------------------
+
+
+def _with_responses(batches: list[pa.RecordBatch], file: IO[bytes]) -> list[pa.RecordBatch]:
+    """Add the raw result to each failure; answers do not need theirs."""
+    table = pa.Table.from_batches(batches, STAGED)
+    ids, outcomes = _values(table, "custom_id"), _values(table, "outcome")
+    failed = {i for i, outcome in zip(ids, outcomes, strict=True) if outcome is not None}
+    if not failed:
+        return batches
+    raw = raw_results(file, failed)
+    responses = pa.array([raw.get(custom_id) for custom_id in ids], pa.string())
+    return table.set_column(STAGED.names.index("response"), "response", responses).to_batches()
+
+
+def _values(table: pa.Table, column: str) -> list[Any]:
+    return table.column(column).to_pylist()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]  # pyarrow's stubs leave the values open
