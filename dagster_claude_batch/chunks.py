@@ -349,12 +349,14 @@ def mark_landed(
     )
 
 
-def note_cost(connection: Connection, chunk: Chunk, cost_usd: Decimal | None) -> None:
-    """Keep what a landed chunk cost; None if nobody knows all of it."""
+def note_costs(connection: Connection, costs: Mapping[int, Decimal | None]) -> None:
+    """Keep what landed chunks cost, by id; None if nobody knows all of it."""
     connection.execute(
-        "UPDATE claude_batch.chunks SET cost_usd = $cost_usd::DECIMAL(38, 12) "
-        "WHERE chunk_id = $chunk_id",
-        {"cost_usd": cost_usd, "chunk_id": chunk.chunk_id},
+        "UPDATE claude_batch.chunks AS c SET cost_usd = known.cost_usd FROM (SELECT "
+        "unnest($chunk_ids::BIGINT[]) AS chunk_id, "
+        "unnest($costs::DECIMAL(38, 12)[]) AS cost_usd) AS known "
+        "WHERE c.chunk_id = known.chunk_id",
+        {"chunk_ids": list(costs), "costs": list(costs.values())},
     )
 
 

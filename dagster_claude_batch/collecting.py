@@ -2,10 +2,12 @@
 
 import itertools
 import tempfile
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Final
 
 from anthropic.types.messages import MessageBatch
 
@@ -19,8 +21,7 @@ from dagster_claude_batch.errors import (
     NoTemporarySpaceError,
     ResultsUnavailableError,
 )
-from dagster_claude_batch.landing import Landing, counts_of, land
-from dagster_claude_batch.ledger import Materialization
+from dagster_claude_batch.landing import Landing, counts_of, land_all
 from dagster_claude_batch.matching import ours_is_ours
 from dagster_claude_batch.outcomes import NOT_SENT, RESULTS_EXPIRED
 from dagster_claude_batch.outstanding import answered_by_copy, batches_before, questions_of
@@ -33,11 +34,18 @@ Batches = Mapping[str, MessageBatch]
 _GONE: dict[str, int] = dict.fromkeys(("succeeded", "errored", "canceled", "expired"), 0)
 
 
+_STAGED_BYTES: Final = 64_000_000
+"""Results that are in memory at the same time before they are landed."""
+
+
 @dataclass
 class Collector:
     """Collects for one run's materializations."""
 
     bench: Workbench
+    _staged: list[tuple[Outstanding, Landing]] = field(
+        default_factory=list[tuple[Outstanding, Landing]], init=False
+    )
 
     def collect(self, work: Sequence[Outstanding]) -> Findings:
         """Land all that has ended, and cancel what nobody wants any more.
@@ -55,15 +63,20 @@ class Collector:
         if batches is None:
             return findings
         refused: list[CredentialsRefusedError] = []
-        for each, chunk in out:
-            batch = batches.get(str(chunk.batch_id))
-            try:
-                if batch is None:
-                    self._miss(each, chunk, batches, findings)
-                else:
-                    self._proceed(each, chunk, batch, findings)
-            except CredentialsRefusedError as error:
-                refused.append(error)
+        try:
+            for each, chunk in out:
+                batch = batches.get(str(chunk.batch_id))
+                try:
+                    if batch is None:
+                        self._miss(each, chunk, batches, findings)
+                    else:
+                        self._proceed(each, chunk, batch, findings)
+                except CredentialsRefusedError as error:
+                    refused.append(error)
+        except Exception:
+            self._land_staged(findings)
+            raise
+        self._land_staged(findings)
         if refused:
             raise refused[0]
         return findings
@@ -128,7 +141,9 @@ class Collector:
             staged,
             was_cancelled=batch.cancel_initiated_at is not None,
         )
-        self._land(outstanding, landing, findings)
+        self._staged.append((outstanding, landing))
+        if sum(landing.staged.nbytes for _, landing in self._staged) > _STAGED_BYTES:
+            self._land_staged(findings)
 
     def _questions_of(self, chunk: Chunk) -> Mapping[int, int]:
         """How many questions each request of a chunk has, of those that have several."""
@@ -201,11 +216,38 @@ class Collector:
         )
         return bool(older and seen)
 
+    def _land_staged(self, findings: Findings) -> None:
+        """Land what has been downloaded, together what belongs to one materialization."""
+        staged, self._staged = self._staged, []
+        by_materialization: defaultdict[str, list[tuple[Outstanding, Landing]]] = defaultdict(list)
+        for outstanding, landing in staged:
+            identity = outstanding.materialization.materialization_id
+            by_materialization[identity].append((outstanding, landing))
+        for together in by_materialization.values():
+            outstanding, _ = together[0]
+            self._land_all(outstanding, [landing for _, landing in together], findings)
+
     def _land(self, outstanding: Outstanding, landing: Landing, findings: Findings) -> None:
+        self._land_all(outstanding, [landing], findings)
+
+    def _land_all(
+        self, outstanding: Outstanding, landings: Sequence[Landing], findings: Findings
+    ) -> None:
+        """Land in one transaction, and say so."""
         findings.moved = True
-        if not self._is_landed(outstanding.materialization, landing):
-            self.bench.log.info("Batch %s has been collected by another run.", landing.batch_id)
-            return
+        landed = self.bench.warehouse.transact(
+            lambda connection: land_all(
+                self.bench.plan(connection, outstanding.materialization), landings
+            )
+        )
+        ids = {landing.chunk.chunk_id for landing in landed}
+        for landing in landings:
+            if landing.chunk.chunk_id in ids:
+                self._say_landed(outstanding, landing)
+            else:
+                self.bench.log.info("Batch %s has been collected by another run.", landing.batch_id)
+
+    def _say_landed(self, outstanding: Outstanding, landing: Landing) -> None:
         self.bench.log.info(
             "Collected batch %s: %s requests.", landing.batch_id, f"{landing.chunk.requests:,}"
         )
@@ -227,21 +269,16 @@ class Collector:
             else:
                 self.bench.cancel_batch(str(chunk.batch_id))
 
-    def _is_landed(self, materialization: Materialization, landing: Landing) -> bool:
-        """Land in one transaction; False if somebody else has."""
-        try:
-            self.bench.warehouse.transact(
-                lambda connection: land(self.bench.plan(connection, materialization), landing)
-            )
-        except LostChunkError:
-            return False
-        return True
-
     def _expire_unsent(self, work: Sequence[Outstanding]) -> bool:
         """Let rows fail that were not sent in time; whether there were any."""
         late = [(each, chunk) for each in work for chunk in each.too_late]
         for each, chunk in late:
-            self._is_landed(each.materialization, Landing(chunk, absent=NOT_SENT))
+            landing = Landing(chunk, absent=NOT_SENT)
+            self.bench.warehouse.transact(
+                lambda connection, each=each, landing=landing: land_all(
+                    self.bench.plan(connection, each.materialization), [landing]
+                )
+            )
         if late:
             self.bench.log.warning("`max_wait_hours` has passed; what is out is cancelled.")
         return bool(late)

@@ -1,17 +1,22 @@
 """Results → answers and failures: one transaction, which may run twice and land once."""
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from decimal import Decimal
 
 import pyarrow as pa
 from anthropic.types.messages import MessageBatch
 
 from dagster_claude_batch import chunks, ledger
+from dagster_claude_batch.adoption import owner_of
 from dagster_claude_batch.chunks import Chunk
 from dagster_claude_batch.cost import TOTAL_USD_TYPE, USD_TYPE, Prices, sum_if_known
 from dagster_claude_batch.declaration import Declaration
 from dagster_claude_batch.departed import move_to_departed
+from dagster_claude_batch.errors import LostChunkError
 from dagster_claude_batch.identifiers import quote_identifier
 from dagster_claude_batch.ledger import LedgerAsset, Materialization
 from dagster_claude_batch.matching import our_columns, ours_is_ours
@@ -59,20 +64,66 @@ def land(plan: Plan, landing: Landing) -> None:
         ColumnTypeChangedError: `output` has changed meanwhile in a way that its table cannot
             follow; nothing changes.
     """
-    connection, chunk = plan.connection, landing.chunk
+    _mark(plan, landing)
+    _land(plan, [landing])
+
+
+def land_all(plan: Plan, landings: Sequence[Landing]) -> list[Landing]:
+    """Write the outcomes of several chunks, those of a kind together; which have landed now.
+
+    Raises:
+        ColumnTypeChangedError: As `land`.
+    """
+    landed: list[Landing] = []
+    for landing in landings:
+        with suppress(LostChunkError):
+            _mark(plan, landing)
+            landed.append(landing)
+    alike: defaultdict[tuple[object, ...], list[Landing]] = defaultdict(list)
+    for landing in landed:
+        owner = owner_of(plan.connection, landing.chunk)
+        alike[owner, *_kind_of(landing)].append(landing)
+    for of_a_kind in alike.values():
+        _land(plan, of_a_kind)
+    return landed
+
+
+def _mark(plan: Plan, landing: Landing) -> None:
+    chunks.mark_landed(
+        plan.connection, landing.chunk, landing.counts, ended_at=landing.ended_at, now=plan.now
+    )
+
+
+def _kind_of(landing: Landing) -> tuple[object, ...]:
+    """What landings that are written together have in common, besides their materialization."""
+    chunk = landing.chunk
+    alone = chunk.is_copy or landing.was_cancelled or landing.absent is not MISSING
+    return (
+        chunk.attempt,
+        chunk.max_tokens,
+        chunk.is_packed,
+        chunk.chunk_id if alone else 0,
+    )
+
+
+def _land(plan: Plan, landings: Sequence[Landing]) -> None:
+    """Write the outcomes of chunks that are of a kind, and have been marked as landed."""
+    connection = plan.connection
     declaration = as_planned(plan)
-    chunks.mark_landed(connection, chunk, landing.counts, ended_at=landing.ended_at, now=plan.now)
-    plan = plan.of_owner(chunk)
-    chunk = replace(chunk, materialization_id=plan.materialization.materialization_id)
+    landing, *_ = landings
+    plan = plan.of_owner(landing.chunk)
+    chunk = replace(landing.chunk, materialization_id=plan.materialization.materialization_id)
     restore_tables(connection, declaration, plan.registered)
-    _gather(connection, declaration, plan.registered, landing)
-    _share_out(connection)
+    _gather(connection, declaration, plan.registered, landings)
+    _share_out(connection, sum(each.chunk.requests for each in landings))
     if landing.was_cancelled and plan.is_overdue:
         _let_cancelled_expire(connection)
     _judge_retries(connection, chunk, plan.materialization)
     _uncount_halted(connection, plan.materialization)
-    _note_usage(connection, declaration, plan.registered, chunk)
-    _add_earlier_attempts(connection, declaration, plan.registered, chunk)
+    chunk_ids = [each.chunk.chunk_id for each in landings]
+    _note_usage(connection, declaration, plan.registered, chunk_ids)
+    if chunk.attempt > 1 or chunk.is_copy:
+        _add_earlier_attempts(plan, declaration, chunk_ids)
     if chunk.is_copy:
         _keep_only_what_helps(plan, declaration, chunk)
     _write_answers(connection, declaration, plan.now)
@@ -90,18 +141,19 @@ def _gather(
     connection: Connection,
     declaration: Declaration,
     registered: LedgerAsset,
-    landing: Landing,
+    landings: Sequence[Landing],
 ) -> None:
     """Put each request beside its result; one without is absent."""
     model = declaration.shape.model
+    absent = landings[0].absent
     keys = ", ".join(
         f"q.{quote_identifier(name)}" for name in (*declaration.row_key, *declaration.include)
     )
-    connection.register("claude_batch_staged", landing.staged)
+    connection.register("claude_batch_staged", _staged(landings))
     connection.execute(
         f"""
         CREATE OR REPLACE TEMP TABLE claude_batch_landed AS
-        SELECT {keys}, q._ordinal, q._position, q._partition, q._request_hash,
+        SELECT {keys}, q._chunk_id, q._ordinal, q._position, q._partition, q._request_hash,
             q._attempt - $not_attempted AS _attempts,
             s.answer AS _answer,
             CASE WHEN s.ordinal IS NULL THEN $absent ELSE s.outcome END AS _error_type,
@@ -113,36 +165,48 @@ def _gather(
             coalesce(s.output_tokens, 0) AS _output_tokens,
             coalesce(s.cache_read_tokens, 0) AS _cache_read_tokens,
             coalesce(s.cache_write_tokens, 0) AS _cache_write_tokens,
-            {_cost(declaration.batch_prices(), landing.absent)} AS _cost_usd,
+            {_cost(declaration.batch_prices(), absent)} AS _cost_usd,
             coalesce(s.web_searches, 0) AS _web_searches,
-            $batch_id::VARCHAR AS _batch_id,
-            coalesce(s.custom_id, $nonce::VARCHAR || '-' || q._ordinal) AS _custom_id,
+            l.batch_id AS _batch_id,
+            coalesce(s.custom_id, l.nonce || '-' || q._ordinal) AS _custom_id,
             s.request_id AS _request_id
         FROM {registered.requests.sql} AS q
+        JOIN (SELECT unnest($chunk_ids::BIGINT[]) AS chunk_id,
+            unnest($batch_ids::VARCHAR[]) AS batch_id, unnest($nonces::VARCHAR[]) AS nonce) AS l
+            ON l.chunk_id = q._chunk_id
         LEFT JOIN claude_batch_staged AS s
-            ON s.ordinal = q._ordinal AND s.position = q._position
-        WHERE q._chunk_id = $chunk_id
+            ON s.chunk_id = q._chunk_id AND s.ordinal = q._ordinal AND s.position = q._position
         """,
         {
-            "absent": landing.absent.error_type,
-            "absent_message": landing.absent.message,
-            "not_attempted": 0 if landing.absent.is_attempt else 1,
+            "absent": absent.error_type,
+            "absent_message": absent.message,
+            "not_attempted": 0 if absent.is_attempt else 1,
             "model": model,
-            "batch_id": landing.batch_id,
-            "nonce": landing.chunk.nonce if landing.batch_id else None,
-            "chunk_id": landing.chunk.chunk_id,
+            "chunk_ids": [each.chunk.chunk_id for each in landings],
+            "batch_ids": [each.batch_id for each in landings],
+            "nonces": [each.chunk.nonce if each.batch_id else None for each in landings],
         },
     )
     connection.unregister("claude_batch_staged")
 
 
-def _share_out(connection: Connection) -> None:
+def _staged(landings: Sequence[Landing]) -> pa.Table:
+    """What was staged of several chunks, with the chunk's id in front."""
+    return pa.concat_tables(
+        each.staged.add_column(
+            0, "chunk_id", pa.repeat(pa.scalar(each.chunk.chunk_id, pa.int64()), len(each.staged))
+        )
+        for each in landings
+    )
+
+
+def _share_out(connection: Connection, requests: int) -> None:
     """Give each row its share of the tokens and the cost of a request that it has not alone.
 
     To a token, and to the last digit of the cost, shares come to what was billed.
     """
-    (shares,) = row(connection, f"SELECT count(*) > count(DISTINCT _ordinal) FROM {_LANDED}")
-    if not shares:
+    (count,) = row(connection, f"SELECT count(*) FROM {_LANDED}")
+    if count <= requests:
         return
     tokens = [name for name in ledger.USAGE_COLUMNS if name != "_cost_usd"]
     of_rows = [f"{name} * (_nth + 1) // _n - {name} * _nth // _n AS {name}" for name in tokens]
@@ -153,7 +217,7 @@ def _share_out(connection: Connection) -> None:
         f"CREATE OR REPLACE TEMP TABLE claude_batch_landed AS "
         f"SELECT * EXCLUDE (_n, _nth) REPLACE ({', '.join(of_rows)}) FROM (SELECT *, "
         f"count(*) OVER request AS _n, row_number() OVER request - 1 AS _nth FROM {_LANDED} "
-        "WINDOW request AS (PARTITION BY _ordinal))"
+        "WINDOW request AS (PARTITION BY _chunk_id, _ordinal))"
     )
 
 
@@ -212,11 +276,13 @@ def _judge_retries(connection: Connection, chunk: Chunk, materialization: Materi
         "WHERE list_contains($types::VARCHAR[], _error_type)",
         {"types": retryable},
     )
-    # A request of several rows may have failed for any one of them: each is asked alone.
-    connection.execute(
-        f"UPDATE {_LANDED} SET _retryable = true WHERE _error_type NOT NULL AND _ordinal IN "
-        f"(SELECT _ordinal FROM {_LANDED} WHERE _position > 0)"
-    )
+    if chunk.is_packed:
+        # A request of several rows may have failed for any one of them: each is asked alone.
+        connection.execute(
+            f"UPDATE {_LANDED} SET _retryable = true WHERE _error_type NOT NULL AND "
+            "(_chunk_id, _ordinal) IN "
+            f"(SELECT (_chunk_id, _ordinal) FROM {_LANDED} WHERE _position > 0)"
+        )
 
 
 def _uncount_halted(connection: Connection, materialization: Materialization) -> None:
@@ -256,7 +322,10 @@ def _keep_only_what_helps(plan: Plan, declaration: Declaration, chunk: Chunk) ->
 
 
 def _note_usage(
-    connection: Connection, declaration: Declaration, registered: LedgerAsset, chunk: Chunk
+    connection: Connection,
+    declaration: Declaration,
+    registered: LedgerAsset,
+    chunk_ids: Sequence[int],
 ) -> None:
     """Keep in the ledger what this attempt came to.
 
@@ -265,52 +334,51 @@ def _note_usage(
     requests, carried = registered.requests.sql, our_columns(declaration)
     usage = ", ".join(ledger.USAGE_COLUMNS)
     connection.execute(
-        f"DELETE FROM {requests} WHERE _chunk_id = $chunk_id", {"chunk_id": chunk.chunk_id}
+        f"DELETE FROM {requests} WHERE _chunk_id IN (SELECT unnest($chunk_ids::BIGINT[]))",
+        {"chunk_ids": chunk_ids},
     )
     connection.execute(
         f"""
         INSERT INTO {requests} ({carried}, _chunk_id, _ordinal, _position, _partition,
             _request_hash, _attempt, _outcome, _retryable, _web_searches, {usage})
-        SELECT {carried}, $chunk_id, _ordinal, _position, _partition, _request_hash, _attempts,
+        SELECT {carried}, _chunk_id, _ordinal, _position, _partition, _request_hash, _attempts,
             coalesce(_error_type, 'answer'), _retryable, _web_searches, {usage}
-        FROM {_LANDED} ORDER BY _ordinal, _position
-        """,
-        {"chunk_id": chunk.chunk_id},
+        FROM {_LANDED} ORDER BY _chunk_id, _ordinal, _position
+        """
     )
-    (cost,) = row(
+    costs = rows(
         connection,
-        f"SELECT (CASE WHEN count(*) = count(_cost_usd) THEN coalesce(sum(_cost_usd), 0) END)"
-        f"::{TOTAL_USD_TYPE} FROM {_LANDED}",
+        f"SELECT _chunk_id, (CASE WHEN count(*) = count(_cost_usd) THEN coalesce(sum(_cost_usd), 0)"
+        f" END)::{TOTAL_USD_TYPE} FROM {_LANDED} GROUP BY _chunk_id",
     )
-    chunks.note_cost(connection, chunk, cost)
+    chunks.note_costs(connection, dict.fromkeys(chunk_ids, Decimal(0)) | dict(costs))
 
 
-def _add_earlier_attempts(
-    connection: Connection, declaration: Declaration, registered: LedgerAsset, chunk: Chunk
-) -> None:
+def _add_earlier_attempts(plan: Plan, declaration: Declaration, chunk_ids: Sequence[int]) -> None:
     """Let each row carry the usage of all its attempts in the materialization.
 
     Its cost is unknown (NULL) if that of any of them is.
     """
-    if chunk.attempt == 1 and not chunk.is_copy:
-        return
     names = [quote_identifier(name) for name in declaration.row_key]
     keys = ", ".join(f"q.{name}" for name in names)
     sums = ", ".join(f"{sum_if_known(f'q.{name}')} AS {name}" for name in ledger.USAGE_COLUMNS)
     added = ", ".join(f"{name} = l.{name} + e.{name}" for name in ledger.USAGE_COLUMNS)
-    connection.execute(
+    plan.connection.execute(
         f"""
         UPDATE {_LANDED} AS l SET {added}
         FROM (
-            SELECT {keys}, q._partition, {sums} FROM {registered.requests.sql} AS q
+            SELECT {keys}, q._partition, {sums} FROM {plan.registered.requests.sql} AS q
             JOIN claude_batch.chunks AS c ON c.chunk_id = q._chunk_id
             WHERE c.materialization_id = $materialization_id AND c.state = 'landed'
-                AND c.chunk_id <> $chunk_id
+                AND NOT list_contains($chunk_ids::BIGINT[], c.chunk_id)
             GROUP BY ALL
         ) AS e
         WHERE {ours_is_ours(declaration, "l", "e")}
         """,
-        {"materialization_id": chunk.materialization_id, "chunk_id": chunk.chunk_id},
+        {
+            "materialization_id": plan.materialization.materialization_id,
+            "chunk_ids": list(chunk_ids),
+        },
     )
 
 

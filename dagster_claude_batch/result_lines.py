@@ -324,10 +324,13 @@ def valid_text(text: str) -> str:
 def raw_results(file: IO[bytes], wanted: Iterable[str]) -> dict[str, str]:
     """The results of some custom ids as JSON, or as a JSON string of the line that is none."""
     asked = set(wanted)
+    asked_utf8 = {custom_id.encode() for custom_id in asked}
     found: dict[str, str] = {}
     broken: dict[str, str] = {}
     file.seek(0)
     for raw in file:
+        if _usual_id(raw) not in asked_utf8 and raw.count(_ID_KEY) == 1:
+            continue
         candidates = asked.intersection(_ids_in(raw))
         if candidates:
             text = raw.decode("utf-8", errors="replace")
@@ -337,6 +340,17 @@ def raw_results(file: IO[bytes], wanted: Iterable[str]) -> dict[str, str]:
             elif result[0] in candidates:
                 found.setdefault(*result)
     return broken | found
+
+
+_ID_KEY: Final = b'"custom_id"'
+_USUAL_START: Final = b'{"custom_id":"'
+
+
+def _usual_id(raw: bytes) -> bytes | None:
+    """The custom id of a line that begins as the API's lines do."""
+    if not raw.startswith(_USUAL_START):
+        return None
+    return raw[len(_USUAL_START) : raw.find(b'"', len(_USUAL_START))]
 
 
 _ID_BYTES: Final = re.compile(_CUSTOM_ID.pattern.encode())

@@ -247,7 +247,7 @@ _TYPE, _STOP_REASON, _TEXT, _TOOL_INPUT = (
 def _answered(batch: pa.RecordBatch, usual: Sequence[_Usual]) -> list[pa.RecordBatch]:
     """Stage lines of answers."""
     places, ordinals, answers = zip(*usual, strict=True)
-    lines = pa.Table.from_batches([batch]).take(pa.array(places, pa.int64()))
+    lines = pa.Table.from_batches([batch]).select(_CARRIED).take(pa.array(places, pa.int64()))
     columns = {
         "ordinal": pa.array(ordinals, pa.int32()),
         "position": pa.array([0] * len(usual), pa.int32()),
@@ -259,7 +259,7 @@ def _answered(batch: pa.RecordBatch, usual: Sequence[_Usual]) -> list[pa.RecordB
     return table.cast(STAGED).to_batches()
 
 
-_CARRIED: Final = set(STAGED.names).intersection(Line._fields) - {"error_message"}
+_CARRIED: Final = [n for n in STAGED.names if n in Line._fields and n != "error_message"]
 
 
 # --- raw results ----------------------------------------------------------------------------
