@@ -151,7 +151,7 @@ def _write_all(
         key=lambda each: each.chunk.max_tokens,
     ):
         same = list(group)
-        _choose(connection, declaration, registered, same)
+        known_by = _choose(connection, declaration, registered, same)
         query = select_rows(
             connection,
             declaration,
@@ -162,7 +162,7 @@ def _write_all(
             writes=True,
         )
         with query.callable_on(connection), reading(declaration):
-            for batch in _lines(connection, declaration, query, same):
+            for batch in _lines(connection, declaration, query, same, known_by):
                 _distribute(batch, spools)
 
 
@@ -171,6 +171,7 @@ def _lines(
     declaration: Declaration,
     query: Query,
     spools: Sequence["_Spool"],
+    known_by: str,
 ) -> pa.RecordBatchReader:
     """The requests of the chosen rows, each behind its comma, in the order of their chunks.
 
@@ -179,9 +180,10 @@ def _lines(
     """
     scope = Scope({}, parameters=dict(query.parameters))
     if declaration.packing is None and not any(each.shares for each in spools):
-        found = _single(declaration, query)
+        found = _single(declaration, query, known_by)
     else:
-        found = _shared(declaration, query, scope, max_tokens=spools[0].chunk.max_tokens)
+        most = spools[0].chunk.max_tokens
+        found = _shared(declaration, query, scope, max_tokens=most, known_by=known_by)
     return read_arrow(
         connection,
         f"""
@@ -203,18 +205,25 @@ def _lines(
     )
 
 
-def _single(declaration: Declaration, query: Query) -> str:
+def _single(declaration: Declaration, query: Query, known_by: str) -> str:
     """SQL of requests of one row each."""
     return f"""
         SELECT c.chunk_id, c.ordinal, s.params, 1 AS rows,
-            s.hash IS NOT DISTINCT FROM c.hash AS same
+            s.{known_by} IS NOT DISTINCT FROM c.{known_by} AS same
             {", s.surplus" if query.has_surplus else ""}
         FROM ({query.sql}) AS s
         JOIN {_CHOSEN} AS c ON {selected_is_selected(declaration, "s", "c")}
     """
 
 
-def _shared(declaration: Declaration, query: Query, scope: Scope, *, max_tokens: int) -> str:
+def _shared(
+    declaration: Declaration,
+    query: Query,
+    scope: Scope,
+    *,
+    max_tokens: int,
+    known_by: str = "hash",
+) -> str:
     """SQL of requests that several rows share: by asking the same, or as a list."""
     packing = declaration.packing
     whole = "1" if packing is None else "max(position) + 1"
@@ -228,7 +237,7 @@ def _shared(declaration: Declaration, query: Query, scope: Scope, *, max_tokens:
         WITH asked AS (
             SELECT c.chunk_id, c.ordinal, c.position, any_value(s.params) AS params, {own} AS own,
                 {surplus} AS surplus, count(*) AS rows,
-                bool_and(s.hash IS NOT DISTINCT FROM c.hash) AS same
+                bool_and(s.{known_by} IS NOT DISTINCT FROM c.{known_by}) AS same
             FROM ({query.sql}) AS s
             JOIN {_CHOSEN} AS c ON {selected_is_selected(declaration, "s", "c")}
             GROUP BY ALL
@@ -255,7 +264,8 @@ def _choose_rows(
     connection.execute(
         f"CREATE OR REPLACE TEMP TABLE claude_batch_sent AS SELECT {keys}, "
         f"_partition AS partition, _chunk_id AS chunk_id, _ordinal AS ordinal, "
-        f"_position AS position, _request_hash AS hash FROM {registered.requests.sql} AS q "
+        f"_position AS position, _request_hash AS hash, _fingerprint AS fingerprint "
+        f"FROM {registered.requests.sql} AS q "
         f"WHERE {condition}",
         dict(parameters),
     )
@@ -266,8 +276,11 @@ def _choose(
     declaration: Declaration,
     registered: LedgerAsset,
     spools: Sequence["_Spool"],
-) -> None:
-    """Choose the rows of chunks, and note how many each has."""
+) -> str:
+    """Choose the rows of chunks, and note how many each has; by what one knows these again.
+
+    That is their fingerprint, but for what an earlier version of this package has planned.
+    """
     _choose_rows(
         connection,
         declaration,
@@ -275,10 +288,11 @@ def _choose(
         "_chunk_id IN (SELECT unnest($chunk_ids::BIGINT[]))",
         {"chunk_ids": [each.chunk.chunk_id for each in spools]},
     )
-    counted = f"SELECT chunk_id, count(*) FROM {_CHOSEN} GROUP BY ALL"
-    counts = dict(warehouse.rows(connection, counted))
+    counted = f"SELECT chunk_id, count(*), count(fingerprint) FROM {_CHOSEN} GROUP BY ALL"
+    counts = {chunk_id: rest for chunk_id, *rest in warehouse.rows(connection, counted)}
     for each in spools:
-        each.planned = counts.get(each.chunk.chunk_id, 0)
+        each.planned = counts.get(each.chunk.chunk_id, [0])[0]
+    return "fingerprint" if all(rows == known for rows, known in counts.values()) else "hash"
 
 
 def _distribute(batch: pa.RecordBatch, spools: Mapping[int, "_Spool"]) -> None:

@@ -1,6 +1,6 @@
 """Requests → chunks within the limits of one batch. Pure."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -35,6 +35,22 @@ class SizeLimits:
         """How many requests the chunk with this running number may hold."""
         variants = min(DISTINCT_SIZES, self.chunk_size // 50)
         return self.chunk_size - (chunk % variants if variants > 1 else 0)
+
+
+def into_chunks_by_count(requests: int, largest: int, limits: SizeLimits) -> Sequence[range] | None:
+    """The chunks of `into_chunks` where no request is larger than ``largest`` bytes.
+
+    None if their bytes might matter, so that one has to know those of each request.
+    """
+    if largest > limits.max_request_bytes or largest * limits.chunk_size > limits.max_bytes:
+        return None
+    chunks: list[range] = []
+    start = 0
+    while start < requests:
+        stop = min(requests, start + limits.requests_in(len(chunks)))
+        chunks.append(range(start, stop))
+        start = stop
+    return chunks
 
 
 def into_chunks(

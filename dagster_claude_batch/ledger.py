@@ -27,6 +27,7 @@ _REQUEST_COLUMNS: Final = {
     "_outcome": "VARCHAR",
     "_retryable": "BOOLEAN",
     "_web_searches": "INTEGER",
+    "_fingerprint": "UBIGINT",
     **USAGE_COLUMNS,
 }
 
@@ -181,7 +182,8 @@ def register_asset(
 
 def _create_views(connection: Connection) -> None:
     """Show the requests of all assets as one relation, the row key as a JSON array; and costs."""
-    ours = ", ".join(f"{name} AS {name[1:]}" for name in _REQUEST_COLUMNS)
+    shown = [name for name in _REQUEST_COLUMNS if name != "_fingerprint"]
+    ours = ", ".join(f"{name} AS {name[1:]}" for name in shown)
     selects = [
         f"SELECT asset, {ours}, json_array({', '.join(map(quote_identifier, row_key))}) AS row_key "
         f"FROM {LedgerAsset(asset_id, asset).requests.sql}, claude_batch.assets "

@@ -61,6 +61,7 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         "ALTER TABLE claude_batch.materializations ADD COLUMN left_partitions VARCHAR[]",
         "ALTER TABLE claude_batch.materializations ADD COLUMN left_rows BIGINT[]",
     ),
+    (),  # `_fingerprint` of the requests
 )
 
 SPENDING: Final = f"""

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Final
 
 from dagster_claude_batch import ledger
-from dagster_claude_batch.chunking import SizeLimits, into_chunks
+from dagster_claude_batch.chunking import SizeLimits, into_chunks, into_chunks_by_count
 from dagster_claude_batch.chunks import (
     Chunk,
     insert_chunk,
@@ -37,7 +37,7 @@ from dagster_claude_batch.outstanding import chunks_of, held_elsewhere
 from dagster_claude_batch.plan import Plan
 from dagster_claude_batch.settling import row_examples
 from dagster_claude_batch.source import PartitionSlice
-from dagster_claude_batch.warehouse import read_arrow, row, values_of
+from dagster_claude_batch.warehouse import read_arrow, row, rows, values_of
 
 REQUEST_OVERHEAD: Final = 100
 """Bytes of a request besides its parameters: the custom id and the JSON around it."""
@@ -208,16 +208,19 @@ def sizes_of_chunks(plan: Plan, group: Group) -> list[tuple[int, int]]:
     """
     together = rows_per_request(plan, group)
     fixed = _constant_size(plan, group, together) + REQUEST_OVERHEAD
-    size = "bytes" if together == 1 else "sum(bytes)"
-    numbered = read_arrow(
-        plan.connection,
-        f"SELECT {size} FROM {NUMBERED} WHERE leads {'GROUP BY request' if together > 1 else ''} "
-        "ORDER BY request",
-    )
-    sizes = (int(size) + fixed for batch in numbered for size in values_of(batch, 0))
+    limits = _limits_of_attempt(plan.declaration.limits, group.attempt)
+    own = f"SELECT request, sum(bytes)::BIGINT AS size FROM {NUMBERED} WHERE leads GROUP BY request"
+    if together == 1:
+        own = f"SELECT request, bytes AS size FROM {NUMBERED} WHERE leads"
+    requests, largest = row(plan.connection, f"SELECT count(*), max(size) FROM ({own})")
+    chunks = into_chunks_by_count(requests, (largest or 0) + fixed, limits)
+    if chunks is not None:
+        sizes = _sums_of(plan, own, chunks)
+        return [(len(each), sizes[each.start] + len(each) * fixed) for each in chunks]
+    numbered = read_arrow(plan.connection, f"SELECT size FROM ({own}) ORDER BY request")
+    each_size = (int(size) + fixed for batch in numbered for size in values_of(batch, 0))
     try:
-        chunks = into_chunks(sizes, _limits_of_attempt(plan.declaration.limits, group.attempt))
-        return [(len(positions), size) for positions, size in chunks]
+        return [(len(positions), size) for positions, size in into_chunks(each_size, limits)]
     except OversizedRequestError as error:
         numbered.close()  # a connection has one open result at a time
         largest = f"{NUMBERED} WHERE request = {error.position:d}"
@@ -227,6 +230,17 @@ def sizes_of_chunks(plan: Plan, group: Group) -> list[tuple[int, int]]:
             limit=error.limit,
             row_key=row_examples(plan.connection, plan.declaration, largest),
         ) from None
+
+
+def _sums_of(plan: Plan, own: str, chunks: Sequence[range]) -> dict[int, int]:
+    """The bytes of chunks by their first request, without what all requests have."""
+    found = rows(
+        plan.connection,
+        f"SELECT b.start, sum(n.size)::BIGINT FROM ({own}) AS n ASOF JOIN "
+        "(SELECT unnest($starts::BIGINT[]) AS start) AS b ON n.request >= b.start GROUP BY ALL",
+        {"starts": [each.start for each in chunks]},
+    )
+    return dict(found)
 
 
 def _constant_size(plan: Plan, group: Group, together: int) -> int:
@@ -246,9 +260,9 @@ def _insert_requests(plan: Plan, chunks: Sequence[Chunk], group: Group) -> None:
     plan.connection.execute(
         f"""
         INSERT INTO {plan.registered.requests.sql} ({our_columns(plan.declaration)}, _chunk_id,
-            _ordinal, _position, _partition, _request_hash, _attempt)
+            _ordinal, _position, _partition, _request_hash, _attempt, _fingerprint)
         SELECT {selected_columns(plan.declaration)}, b.chunk_id, n.request - b.start, n.position,
-            n.partition, n.hash, $attempt::INTEGER
+            n.partition, n.hash, $attempt::INTEGER, n.fingerprint
         FROM {NUMBERED} AS n
         ASOF JOIN (
             SELECT unnest($chunk_ids::BIGINT[]) AS chunk_id, unnest($starts::BIGINT[]) AS start

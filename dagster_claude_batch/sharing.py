@@ -99,7 +99,7 @@ def _choose_shared(plan: Plan) -> None:
             QUALIFY row_number() OVER (
                 PARTITION BY _request_hash ORDER BY _answered_at DESC, _attempts DESC) = 1
         )
-        SELECT r.* EXCLUDE (hash, reason, bytes), newest.* EXCLUDE (_request_hash)
+        SELECT r.* EXCLUDE (hash, fingerprint, reason, bytes), newest.* EXCLUDE (_request_hash)
         FROM unanswered AS r JOIN newest ON newest._request_hash = r.hash
         """,
         {"asset": plan.declaration.asset},

@@ -189,12 +189,12 @@ def select_rows(
     """Select the partitions' rows, rendered.
 
     Columns: ``k0`` … the row key, ``i0`` … the `include` columns, ``partition``, ``reason`` (why
-    the row cannot be asked, else NULL), ``hash`` (NULL where ``reason`` is not), ``bytes`` (of the
-    row's own part of its request) and ``params`` (all of the request's, as JSON, with
-    ``max_tokens``). Where rows may share a request, ``own`` is what is theirs of what they are
-    asked; with ``writes``, ``surplus`` is how many bytes more than tokens the request has, if it is
-    not all text. ``only`` names a relation with ``k0`` … and ``partition``: other rows are left
-    out before anything is rendered. Only with ``writes`` are the ``params`` whole.
+    the row cannot be asked, else NULL), ``hash`` and ``fingerprint`` (both NULL where ``reason`` is
+    not), ``bytes`` (of the row's own part of its request) and ``params`` (all of the request's, as
+    JSON, with ``max_tokens``). Where rows may share a request, ``own`` is what is theirs of what
+    they are asked; with ``writes``, ``surplus`` is how many bytes more than tokens the request has,
+    if it is not all text. ``only`` names a relation with ``k0`` … and ``partition``: other rows are
+    left out before anything is rendered. Only with ``writes`` are the ``params`` whole.
     """
     shape = declaration.shape
     used = tuple(source.columns) if shape.needs_whole_row else shape.columns
@@ -229,6 +229,8 @@ def select_rows(
         )
         SELECT * EXCLUDE ({", ".join(values)}),
             CASE WHEN reason IS NULL THEN {shape.hash_sql(values, scope)} END AS hash,
+            CASE WHEN reason IS NULL THEN {shape.fingerprint_sql(values, scope)} END
+                AS fingerprint,
             {shape.size_sql(values, scope)} AS bytes,
             {shape.json_sql(values, scope, max_tokens=f"{max_tokens or declaration.max_tokens:d}")}
                 AS params {own} {more}

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dagster_claude_batch.chunking import SizeLimits, into_chunks
+from dagster_claude_batch.chunking import SizeLimits, into_chunks, into_chunks_by_count
 from dagster_claude_batch.errors import OversizedRequestError
 
 
@@ -61,3 +61,26 @@ def test_a_request_that_fits_in_no_batch_is_an_error_with_its_position() -> None
         list(into_chunks([1, 2, 33_000_000], SizeLimits(5)))
 
     assert raised.value.position == 2
+
+
+@given(
+    st.lists(st.integers(1, 50), max_size=400),
+    st.integers(1, 300),
+    st.integers(100, 3_000),
+    st.integers(10, 60),
+)
+def test_where_bytes_do_not_matter_counting_gives_the_same_chunks(
+    sizes: list[int], chunk_size: int, max_bytes: int, max_request_bytes: int
+) -> None:
+    limits = SizeLimits(chunk_size, max_bytes, max_request_bytes)
+
+    counted = into_chunks_by_count(len(sizes), max(sizes, default=0), limits)
+
+    if counted is not None:
+        assert counted == [positions for positions, _ in into_chunks(sizes, limits)]
+
+
+def test_bytes_matter_where_the_largest_requests_could_fill_a_batch() -> None:
+    assert into_chunks_by_count(10, 100, SizeLimits(5, max_bytes=500)) is not None
+    assert into_chunks_by_count(10, 101, SizeLimits(5, max_bytes=500)) is None
+    assert into_chunks_by_count(10, 33_000_000, SizeLimits(1)) is None

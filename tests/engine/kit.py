@@ -241,6 +241,7 @@ NEWER_COLUMNS = (
     (5, "chunks", ("model", "most_usd", "cost_usd")),
     (5, "materializations", ("capped", "left_partitions", "left_rows")),
     (5, "requests_1", ("_web_searches",)),
+    (6, "requests_1", ("_fingerprint",)),
 )
 """Columns by the version of the ledger that has added them."""
 
