@@ -61,6 +61,7 @@ def build_claude_batch_asset(  # noqa: PLR0913  # a declaration is made of its a
     max_wait_hours: float | None = None,
     prices: Mapping[str, Decimal | float | str] | None = None,
     pilot: int | None = None,
+    delete_remote_results: bool = False,
     wait: Literal["sensor", "run"] = "sensor",
     duckdb_resource: str = "duckdb",
     claude_resource: str = "claude_batch",
@@ -136,6 +137,9 @@ def build_claude_batch_asset(  # noqa: PLR0913  # a declaration is made of its a
             ``cache_read``, ``cache_write_5m`` and ``cache_write_1h``; ``web_search`` for 1,000.
         pilot: Send only so many rows at first, and the rest if no larger share of them fails than
             ``max_failure_rate``.
+        delete_remote_results: Delete each batch at Anthropic, with what was asked and answered,
+            once its answers are in the tables and no run waits for it any more. One of whose
+            results a line was missing or not understood stays. Otherwise all stay for 29 days.
         wait: Who waits: ``"sensor"``, with no process and no run slot, or the ``"run"`` itself.
         duckdb_resource: Key of the resource that opens the DuckDB database.
         claude_resource: Key of the `ClaudeBatchResource`.
@@ -203,6 +207,7 @@ def build_claude_batch_asset(  # noqa: PLR0913  # a declaration is made of its a
         pilot=None if pilot is None else _at_least_one(asset, "pilot", pilot),
         prices=_prices(asset, prices),
         max_cost_usd=_usd(asset, max_cost_usd),
+        delete_remote_results=delete_remote_results,
         limits=SizeLimits(_chunk_size(asset, chunk_size)),
         workspace=claude_resource,
     )

@@ -43,6 +43,7 @@ class Declaration:
     pilot: int | None = None
     prices: Prices | None = None
     max_cost_usd: Decimal | None = None
+    delete_remote_results: bool = False
     limits: SizeLimits
     workspace: str
 

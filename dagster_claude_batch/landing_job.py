@@ -8,6 +8,7 @@ from pydantic import Field
 
 from dagster_claude_batch import held_run
 from dagster_claude_batch.batch_asset import BatchAsset, batch_assets_of, engine_for
+from dagster_claude_batch.deleting import delete_landed
 from dagster_claude_batch.ours import Ours
 
 LEFT_TAG: Final = ".dagster/claude_batch.left"
@@ -84,7 +85,9 @@ def _settle(
             log=context.log,
         )
         alive = partial(held_run.is_alive, context.instance)
-        return engine.settle(abandoned, is_alive=alive), engine.is_watching()
+        left = engine.settle(abandoned, is_alive=alive)
+        delete_landed(engine, is_alive=alive)
+        return left, engine.is_watching()
 
 
 def _was_given_up(instance: dg.DagsterInstance, run_id: str) -> bool:

@@ -61,18 +61,36 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         "ALTER TABLE claude_batch.materializations ADD COLUMN left_partitions VARCHAR[]",
         "ALTER TABLE claude_batch.materializations ADD COLUMN left_rows BIGINT[]",
     ),
-    (),  # `_fingerprint` of the requests
+    # And `_fingerprint` of the requests.
+    (
+        "ALTER TABLE claude_batch.chunks ADD COLUMN deleted_at TIMESTAMP WITH TIME ZONE",
+        """CREATE TABLE claude_batch.pruned (
+            day DATE, asset VARCHAR, partition VARCHAR, model VARCHAR, outcome VARCHAR,
+            is_second_copy BOOLEAN, rows BIGINT, requests BIGINT, input_tokens BIGINT,
+            output_tokens BIGINT, cache_read_tokens BIGINT, cache_write_tokens BIGINT,
+            cost_usd DECIMAL(38, 12), rows_of_unknown_cost BIGINT)""",
+    ),
 )
 
-SPENDING: Final = f"""
+_TOKENS = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens")
+_SUMS = ", ".join(f"sum({name})::BIGINT AS {name}" for name in _TOKENS)
+
+_SPENT: Final = f"""
     SELECT CAST(make_timestamp(epoch_us(coalesce(c.sending_at, c.landed_at))) AS DATE) AS day,
         r.asset, r.partition, c.model, r.outcome, c.is_copy AS is_second_copy, count(*) AS rows,
-        count(DISTINCT (r.chunk_id, r.ordinal)) AS requests,
-        sum(r.input_tokens)::BIGINT AS input_tokens, sum(r.output_tokens)::BIGINT AS output_tokens,
-        sum(r.cache_read_tokens)::BIGINT AS cache_read_tokens,
-        sum(r.cache_write_tokens)::BIGINT AS cache_write_tokens,
+        count(DISTINCT (r.chunk_id, r.ordinal)) AS requests, {_SUMS},
         {sum_if_known("r.cost_usd")} AS cost_usd,
         count(*) FILTER (r.cost_usd IS NULL) AS rows_of_unknown_cost
     FROM claude_batch.requests AS r JOIN claude_batch.chunks AS c ON c.chunk_id = r.chunk_id
-    WHERE c.state = 'landed' GROUP BY ALL"""
+    WHERE c.state = 'landed' AND {{condition}} GROUP BY ALL"""
+
+PRUNED: Final = _SPENT.format(condition="list_contains($chunk_ids::BIGINT[], c.chunk_id)")
+"""What was spent for some chunks, as `claude_batch.pruned` keeps it when their requests go."""
+
+SPENDING: Final = f"""
+    SELECT day, asset, partition, model, outcome, is_second_copy, sum(rows)::BIGINT AS rows,
+        sum(requests)::BIGINT AS requests, {_SUMS}, {sum_if_known("cost_usd")} AS cost_usd,
+        sum(rows_of_unknown_cost)::BIGINT AS rows_of_unknown_cost
+    FROM ({_SPENT.format(condition="true")}
+        UNION ALL BY NAME SELECT * FROM claude_batch.pruned) GROUP BY ALL"""
 """What was spent on which day (UTC, of sending), for each kind of outcome; see the README."""

@@ -80,6 +80,9 @@ NOT_SENT: Final = Absent(
     is_attempt=False,
 )
 
+UNREAD: Final = frozenset({MISSING.error_type, "unrecognized_result"})
+"""Failures of rows whose results somebody may still want to read where they are."""
+
 HALT_MESSAGES: Final = ("credit balance is too low", "usage limit", "spend limit")
 """Words of the API's messages that concern the account, whatever the error type says."""
 

@@ -196,10 +196,13 @@ class ClaudeBatchResource(dg.ConfigurableResource[Any]):
         with _reading():
             return _checked(self._client_within(timeout_seconds).messages.batches.cancel(batch_id))
 
-    def delete(self, batch_id: str) -> DeletedMessageBatch:
-        """Delete a batch that has ended, with its results."""
+    def delete(self, batch_id: str, *, timeout_seconds: float | None = None) -> DeletedMessageBatch:
+        """Delete a batch that has ended, with its results.
+
+        With ``timeout_seconds`` the call is made once, and ends by then.
+        """
         with _reading():
-            deleted = self.client.messages.batches.delete(batch_id)
+            deleted = self._client_within(timeout_seconds).messages.batches.delete(batch_id)
             _check_id(deleted.id)
             return deleted
 

@@ -329,7 +329,8 @@ def raw_results(file: IO[bytes], wanted: Iterable[str]) -> dict[str, str]:
     broken: dict[str, str] = {}
     file.seek(0)
     for raw in file:
-        if _usual_id(raw) not in asked_utf8 and raw.count(_ID_KEY) == 1:
+        begun_with = _usual_id(raw)
+        if begun_with is not None and begun_with not in asked_utf8 and raw.count(_ID_KEY) == 1:
             continue
         candidates = asked.intersection(_ids_in(raw))
         if candidates:

@@ -86,6 +86,7 @@ class ClaudeBatchAsset(dg.Resolvable):
     max_wait_hours: Annotated[float | None, _plain("max_wait_hours")] = None
     prices: Annotated[Mapping[str, float | str] | None, _plain("prices")] = None
     pilot: Annotated[int | None, _plain("pilot")] = None
+    delete_remote_results: Annotated[bool | None, _plain("delete_remote_results")] = None
     wait: Annotated[Literal["sensor", "run"] | None, _plain("wait")] = None
     duckdb_resource: Annotated[str | None, _plain("duckdb_resource")] = None
     claude_resource: Annotated[str | None, _plain("claude_resource")] = None

@@ -37,6 +37,7 @@ NOT_THE_ENGINE: Final = {
     "preflight.check_shape:transact": "no world refuses all: tests/engine/test_first_mistakes",
     "preflight.count_tokens:count_tokens": "only reads, and pays for nothing",
     "report": "only reads, after everything has landed",
+    "deleting": "only what has landed, and the next run does it again: engine/test_remote_results",
     "spending": "only reads, and is no part of any run",
     "advance.Engine.partitions_of_run:transact": "only reads, before anything else is done",
     "steadiness.Steadiness.check:transact": "only reads, and is asked again when it is stale",

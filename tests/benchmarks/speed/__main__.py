@@ -53,17 +53,18 @@ class Taken:
 
 def variants() -> list[Variant]:
     """All that can run here: ours, the article's way, the limits, and the peers installed."""
-    own = [
-        Variant(name, (sys.executable, "-m", f"benchmarks.speed.{name}")) for name in (BASE, "ours")
-    ]
+    here = (sys.executable, "-m")
+    article = Variant(BASE, (*here, "benchmarks.speed.article"))
+    parts = ("submit", "collect", "again", "changed")
+    ours = Variant("ours", (*here, "benchmarks.speed.ours"), parts)
     parts = ("bytes", "post", "submit", "download", "collect")
-    limits = Variant("limits", (sys.executable, "-m", "benchmarks.speed.limits"), parts)
+    limits = Variant("limits", (*here, "benchmarks.speed.limits"), parts)
     peers = [
         Variant(name, (str(interpreter(name)), "-m", f"benchmarks.speed.peers.{name}"))
         for name in NAMES
         if interpreter(name).exists()
     ]
-    return [*own, limits, *peers]
+    return [article, ours, limits, *peers]
 
 
 @contextmanager
@@ -148,13 +149,26 @@ def table(found: Found) -> Iterator[str]:
             yield f"| {rows:,} | {variant} | {part} | {cannot} | | | | |"
             continue
         seconds = [taken.seconds for taken in all_taken]
-        base = found.get((rows, BASE, "collect" if part in {"download", "collect"} else "submit"))
-        faster, spread, cpu = _against(all_taken, base or all_taken)
+        base = found.get((rows, BASE, _HALVES.get(part, "none")))
+        compared = " | | "
+        if base:
+            faster, spread, cpu = _against(all_taken, base)
+            compared = f"{faster:.1f} | {spread} | {cpu:.1f}"
         memory = median(taken.memory_mb for taken in all_taken)
         yield (
-            f"| {rows:,} | {variant} | {part} | {median(seconds):.2f} | {faster:.1f} | {spread} "
-            f"| {cpu:.1f} | {memory:,.0f} |"
+            f"| {rows:,} | {variant} | {part} | {median(seconds):.2f} | {compared} "
+            f"| {memory:,.0f} |"
         )
+
+
+_HALVES: Final = {
+    "bytes": "submit",
+    "post": "submit",
+    "submit": "submit",
+    "download": "collect",
+    "collect": "collect",
+}
+"""Which half of the article's way a part is compared with; the others have no like."""
 
 
 def _against(taken: Sequence[Taken], base: Sequence[Taken]) -> tuple[float, str, float]:

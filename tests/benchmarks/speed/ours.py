@@ -2,7 +2,10 @@
 
 import logging
 import sys
-from contextlib import closing
+import time
+from collections.abc import Generator
+from contextlib import AbstractContextManager, closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
 
@@ -43,6 +46,21 @@ class Ours:
             run_id=str(uuid4()),
             log=logging.getLogger("benchmark"),
         )
+        self.held_seconds = 0.0
+        opening = self.engine.warehouse.open_connection
+        self.engine.warehouse = replace(
+            self.engine.warehouse, open_connection=lambda: self._noting(opening())
+        )
+
+    @contextmanager
+    def _noting(
+        self, opened: AbstractContextManager[duckdb.DuckDBPyConnection]
+    ) -> Generator[duckdb.DuckDBPyConnection]:
+        """Note how long the database is open at most."""
+        began = time.perf_counter()
+        with opened as connection:
+            yield connection
+        self.held_seconds = max(self.held_seconds, time.perf_counter() - began)
 
     def _attach(self) -> list[Materialization]:
         return self.engine.attach([None], MaterializationConfig())
@@ -50,7 +68,11 @@ class Ours:
     def submit(self) -> str:
         """Send all that is due."""
         waiting = self.engine.advance(self._attach())
-        return "nothing" if waiting is None else f"{len(waiting.batch_ids)} batches"
+        assert waiting is not None
+        return self._said(f"{len(waiting.batch_ids)} batches")
+
+    def _said(self, what: str) -> str:
+        return f"{what}; database open for {self.held_seconds:.2f} s at most"
 
     def collect(self) -> str:
         """Land all, and report, as a run does before it materializes its partitions."""
@@ -67,7 +89,7 @@ class Ours:
                 None,
             )
         )
-        return f"{report.answered} answers, {report.failed} failures"
+        return self._said(f"{report.answered} answers, {report.failed} failures")
 
 
 def change_one_in_a_hundred(folder: Path) -> None:
@@ -76,11 +98,19 @@ def change_one_in_a_hundred(folder: Path) -> None:
         connection.execute(f"UPDATE {SOURCE} SET text = text || '!' WHERE id % 100 = 0")
 
 
-def main(half: str, folder: str, base_url: str) -> None:
-    """Measure one half: ``submit`` or ``collect``."""
+def main(part: str, folder: str, base_url: str) -> None:
+    """Measure ``submit``, ``collect``, then ``again`` (nothing has changed), or ``changed``."""
+    if part == "changed":
+        change_one_in_a_hundred(Path(folder))
     ours = Ours(Path(folder), base_url)
-    work = {"submit": ours.submit, "collect": ours.collect}[half]
-    measure(work)
+    measure(
+        {
+            "submit": ours.submit,
+            "collect": ours.collect,
+            "again": ours.collect,
+            "changed": ours.submit,
+        }[part]
+    )
 
 
 if __name__ == "__main__":
