@@ -9,6 +9,7 @@ from dagster_claude_batch.component import ClaudeBatchComponent
 from dagster_claude_batch.config import ClaudeBatchConfig
 from dagster_claude_batch.definitions import claude_batch_definitions
 from dagster_claude_batch.errors import ClaudeBatchError
+from dagster_claude_batch.jobs import build_claude_batch_jobs
 from dagster_claude_batch.request.parts import Document, Image, Text
 from dagster_claude_batch.resource import ClaudeBatchResource, LocalClaudeBatchResource
 from dagster_claude_batch.sensor import build_claude_batch_sensor, claude_batch_sensor
@@ -26,6 +27,7 @@ __all__ = [
     "LocalClaudeBatchResource",
     "Text",
     "build_claude_batch_asset",
+    "build_claude_batch_jobs",
     "build_claude_batch_sensor",
     "build_claude_batch_spending_asset",
     "claude_batch_definitions",

@@ -1,7 +1,8 @@
 """The one loop: find out, land, plan, send, and say what is still waited for."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 
 import duckdb
 
@@ -23,6 +24,7 @@ from dagster_claude_batch.ledger import Materialization, MaterializationConfig
 from dagster_claude_batch.outstanding import chunks_of
 from dagster_claude_batch.planning import plan_next_pilot, plan_retries
 from dagster_claude_batch.preflight import check_for_rehearsal
+from dagster_claude_batch.pruning import prune
 from dagster_claude_batch.reconciling import Reconciler
 from dagster_claude_batch.rehearsal import Rehearsal, rehearse
 from dagster_claude_batch.sending import Sender
@@ -184,6 +186,41 @@ class Engine(Workbench):
             if waiting is None:
                 self._refuse_after_pilot(after)
             return waiting
+
+    def settle_doubts(self) -> int:
+        """Find out about all that is in doubt, whoever waits for it; how many chunks still are."""
+        if not self._has_ledger():
+            return 0
+        self._reconciler.watch()
+        asset = self.declaration.asset
+        unlanded = self.warehouse.transact(
+            lambda connection: ledger.unlanded_materializations(connection, asset)
+        )
+        self.reconcile(self.read(unlanded))
+        return sum(len(each.in_state("sending")) for each in self.read(unlanded))
+
+    def cancel_open(self, partitions: Collection[str]) -> int:
+        """Cancel all that is open, with ``partitions`` only what asks of any of these; how many.
+
+        What has been answered by then is collected by the runs that wait for it, or by the sensor.
+        """
+        if not self._has_ledger():
+            return 0
+        asset = self.declaration.asset
+        found = self.warehouse.transact(
+            lambda connection: ledger.materializations(connection, asset, "state = 'open'", {})
+        )
+        meant = [m for m in found if not partitions or not set(partitions).isdisjoint(m.partitions)]
+        for each in meant:
+            self.cancel(each)
+        return len(meant)
+
+    def prune(self, age: timedelta) -> int:
+        """Forget what ended so long ago, but for what it cost; how many rows of the ledger."""
+        before, asset = self.claude.now() - age, self.declaration.asset
+        if not self._has_ledger():
+            return 0
+        return self.warehouse.transact(lambda connection: prune(connection, asset, before))
 
     def reconcile(self, work: Sequence[Outstanding]) -> bool:
         """Settle doubts about what is out; whether any was."""

@@ -22,6 +22,7 @@ from dagster_claude_batch.errors import (
     ResultsUnavailableError,
 )
 from dagster_claude_batch.landing import Landing, counts_of, land_all
+from dagster_claude_batch.ledger import Materialization
 from dagster_claude_batch.matching import ours_is_ours
 from dagster_claude_batch.outcomes import NOT_SENT, RESULTS_EXPIRED
 from dagster_claude_batch.outstanding import answered_by_copy, batches_before, questions_of
@@ -235,17 +236,21 @@ class Collector:
     ) -> None:
         """Land in one transaction, and say so."""
         findings.moved = True
-        landed = self.bench.warehouse.transact(
-            lambda connection: land_all(
-                self.bench.plan(connection, outstanding.materialization), landings
-            )
-        )
+        landed = self._landed(outstanding.materialization, landings)
         ids = {landing.chunk.chunk_id for landing in landed}
         for landing in landings:
             if landing.chunk.chunk_id in ids:
                 self._say_landed(outstanding, landing)
             else:
                 self.bench.log.info("Batch %s has been collected by another run.", landing.batch_id)
+
+    def _landed(
+        self, materialization: Materialization, landings: Sequence[Landing]
+    ) -> list[Landing]:
+        """Land in one transaction; those that nobody else has landed."""
+        return self.bench.warehouse.transact(
+            lambda connection: land_all(self.bench.plan(connection, materialization), landings)
+        )
 
     def _say_landed(self, outstanding: Outstanding, landing: Landing) -> None:
         self.bench.log.info(
@@ -273,12 +278,7 @@ class Collector:
         """Let rows fail that were not sent in time; whether there were any."""
         late = [(each, chunk) for each in work for chunk in each.too_late]
         for each, chunk in late:
-            landing = Landing(chunk, absent=NOT_SENT)
-            self.bench.warehouse.transact(
-                lambda connection, each=each, landing=landing: land_all(
-                    self.bench.plan(connection, each.materialization), [landing]
-                )
-            )
+            self._landed(each.materialization, [Landing(chunk, absent=NOT_SENT)])
         if late:
             self.bench.log.warning("`max_wait_hours` has passed; what is out is cancelled.")
         return bool(late)

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from functools import cache
 from typing import Final
 
 import anthropic
@@ -21,6 +20,12 @@ _CALL_SECONDS: Final = 10.0
 """Seconds that a run spends on this at its end, and on one call."""
 
 
+def delete_as_declared(bench: Workbench, *, is_alive: Callable[[str], bool]) -> None:
+    """Do what `delete_remote_results` says, at the end of a run."""
+    if bench.declaration.delete_remote_results:
+        delete_landed(bench, is_alive=is_alive)
+
+
 def delete_landed(
     bench: Workbench, *, is_alive: Callable[[str], bool], patience_seconds: float = _PATIENCE
 ) -> int:
@@ -29,13 +34,12 @@ def delete_landed(
     Not while another run waits for one of them, which the sensor would not see end any more: the
     last of these runs deletes it. What cannot be deleted now, any later run of the asset deletes.
     """
-    if not bench.declaration.delete_remote_results:
-        return 0
     try:
         since = bench.claude.now() - RESULTS_LAST
         known = bench.warehouse.transact(lambda connection: _landed(connection, bench, since))
-        others = cache(lambda run_id: run_id != bench.run.run_id and is_alive(run_id))
-        free = [(chunk, batch) for chunk, batch, runs in known if not any(map(others, runs))]
+        waiting = {run_id for _, _, runs in known for run_id in runs if is_alive(run_id)}
+        waiting.discard(bench.run.run_id)
+        free = [(chunk, batch) for chunk, batch, runs in known if waiting.isdisjoint(runs)]
         deleted = _delete_all(bench, free, time.monotonic() + patience_seconds)
         if deleted:
             bench.warehouse.transact(lambda connection: _note(connection, deleted, bench))

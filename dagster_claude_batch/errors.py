@@ -413,6 +413,20 @@ class StatusUnreadableError(ClaudeBatchError):
         )
 
 
+class UnknownAssetsError(ClaudeBatchError):
+    """A job was to work on assets that are not there."""
+
+    def __init__(
+        self, job: str, unknown: Sequence[str], claude_resource: str, known: Sequence[str]
+    ) -> None:
+        there = ", ".join(map(repr, known)) or "none"
+        super().__init__(
+            f"{job} did nothing: this code location has no batch asset "
+            f"{', '.join(map(repr, unknown))} that uses the resource {claude_resource!r}. It has: "
+            f"{there}. Name `assets` as these are written."
+        )
+
+
 class LedgerLostError(ClaudeBatchError):
     """The ledger that this run had begun, or was made for, is not where it was."""
 

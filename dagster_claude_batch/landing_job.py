@@ -8,7 +8,7 @@ from pydantic import Field
 
 from dagster_claude_batch import held_run
 from dagster_claude_batch.batch_asset import BatchAsset, batch_assets_of, engine_for
-from dagster_claude_batch.deleting import delete_landed
+from dagster_claude_batch.deleting import delete_as_declared
 from dagster_claude_batch.ours import Ours
 
 LEFT_TAG: Final = ".dagster/claude_batch.left"
@@ -86,7 +86,7 @@ def _settle(
         )
         alive = partial(held_run.is_alive, context.instance)
         left = engine.settle(abandoned, is_alive=alive)
-        delete_landed(engine, is_alive=alive)
+        delete_as_declared(engine, is_alive=alive)
         return left, engine.is_watching()
 
 

@@ -15,7 +15,7 @@ from dagster_claude_batch.batch_asset import BatchAsset, engine_for
 from dagster_claude_batch.config import ClaudeBatchConfig
 from dagster_claude_batch.dagster_internals import PARENT_RUN_ID_TAG, RETRY_NUMBER_TAG
 from dagster_claude_batch.declaration import Declaration
-from dagster_claude_batch.deleting import delete_landed
+from dagster_claude_batch.deleting import delete_as_declared
 from dagster_claude_batch.errors import MaterializationCancelledError, MaterializationDoneError
 from dagster_claude_batch.ledger import Materialization, MaterializationConfig
 from dagster_claude_batch.ours import Ours
@@ -51,7 +51,7 @@ def materialize(
             # Not before: on SQLite, Dagster numbers what comes next as the events that go with a
             # deleted run, and a backfill, which remembers the last number, would not see it.
             run.successor.undo()
-            delete_landed(run.engine, is_alive=partial(held_run.is_alive, context.instance))
+            delete_as_declared(run.engine, is_alive=partial(held_run.is_alive, context.instance))
 
 
 def _asked(declaration: Declaration, config: ClaudeBatchConfig) -> MaterializationConfig:

@@ -9,7 +9,7 @@ import pytest
 from kit import Project
 
 from dagster_claude_batch import LocalClaudeBatchResource
-from dagster_claude_batch.deleting import delete_landed
+from dagster_claude_batch.deleting import delete_as_declared, delete_landed
 
 Make = Callable[..., Project]
 DELETE = "DELETE /v1/messages/batches/…"
@@ -53,7 +53,7 @@ def test_nothing_is_deleted_unless_it_is_declared(project: Make) -> None:
     made.load([("tweets", "t0", "x")])
     made.materialize()
 
-    assert delete(made) == 0
+    delete_as_declared(made.engine(), is_alive=lambda _: False)
 
     assert len(remote(made)) == 1
 
@@ -89,10 +89,12 @@ def test_it_stays_as_long_as_another_run_of_the_materialization_waits(private: P
 
 
 def test_it_stays_as_long_as_a_run_of_a_later_materialization_awaits_it(private: Project) -> None:
+    private.declare(delete_remote_results=True, prompt="Rate {{ text }}")
     private.load([("tweets", "t0", "x"), ("reviews", "r0", "x")])
-    first = private.start("tweets", "reviews", run_id="first")
-    private.start("tweets", run_id="later")
-    assert private.sql("SELECT count(*) FROM claude_batch.materializations WHERE awaits NOT NULL")
+    first = private.start("tweets", run_id="first")
+    private.start("reviews", run_id="later")
+    awaits = "SELECT len(awaits) FROM claude_batch.materializations ORDER BY started_at"
+    assert private.sql(awaits) == [(0,), (1,)]
     private.end_batches()
     assert first.advance() is None
 

@@ -123,8 +123,8 @@ BUGS: Final = (
         "earlier attempts are not added up",
         "e",
         "landing",
-        "if chunk.attempt == 1 and not chunk.is_copy:",
-        "if chunk.attempt >= 1:  # all",
+        "if chunk.attempt > 1 or chunk.is_copy:",
+        "if chunk.attempt < 1:  # never",
         50,
     ),
     Bug(

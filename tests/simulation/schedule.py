@@ -263,6 +263,7 @@ class Schedule(Outside):
     def _materialize_all(self) -> None:
         """One more materialization, of all partitions as they are now, to its end."""
         self.say("--- all partitions once more")
+        self.crash_at.clear()  # nobody comes after these runs
         self._launch(PARTITIONS)
         self._finish_live()
         for _ in range(WAKE_UPS_TO_REST):

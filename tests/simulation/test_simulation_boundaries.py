@@ -15,7 +15,7 @@ from simulation.boundaries import (
 from simulation.campaign import complaint, crash_at_each
 from simulation.schedule import Outcome, play
 
-ENOUGH_SEEDS = 16
+ENOUGH_SEEDS = 32
 """Schedules that are tried until one has come to each place that most schedules come to."""
 
 AT_ONCE = 12
@@ -32,7 +32,7 @@ DIRECTED = {
     "collecting.Collector._drop_what_it_answered:transact": 11,
     "reconciling.Reconciler._record_copies:transact": 24,
     "reconciling.record:transact#2": 5,
-    "collecting.Collector._sees_older:transact": 15,
+    "collecting.Collector._sees_older:transact": 22,
     "workbench.Workbench.cancel_batch:cancel": 8,
     "budget.Budget._send_less:transact": 5,
 }
@@ -53,9 +53,13 @@ def _crash_at_the_others(left: set[Place]) -> Iterator[Outcome]:
         chosen = sorted(place for place in left if place[0] not in DIRECTED)
         if not chosen:
             return
-        # The places rotate, so that early ones do not keep later ones from being come to.
+        # The places rotate, so that early ones do not keep later ones from being come to. When few
+        # are left, others are crashed at again: some places are come to only after crashes.
         start = seed * AT_ONCE % len(chosen)
-        outcome = play(seed, crash_at=(chosen[start:] + chosen[:start])[:AT_ONCE])
+        again = sorted(_places() - set(chosen))
+        first = seed * AT_ONCE % len(again) if again else 0
+        in_turn = [*chosen[start:], *chosen[:start], *again[first:], *again[:first]]
+        outcome = play(seed, crash_at=in_turn[:AT_ONCE])
         left = left - outcome.crashed_at.keys()
         yield outcome
 
