@@ -27,7 +27,7 @@ from dagster_claude_batch.outcomes import TOO_LARGE
 from dagster_claude_batch.outstanding import in_flight, serialize_sending
 from dagster_claude_batch.preflight import Counted, check_model, check_shape
 from dagster_claude_batch.reconciling import record
-from dagster_claude_batch.sharing import asked_by_others
+from dagster_claude_batch.sharing import answered_by_copy, asked_by_others
 from dagster_claude_batch.steadiness import Steadiness
 from dagster_claude_batch.submission import Created, InDoubt, NotCreated, Sent, post
 from dagster_claude_batch.warehouse import Connection
@@ -236,6 +236,7 @@ class Sender:
                 return None
             plan = self.bench.plan(connection, outstanding.materialization)
             has_been_asked = asked_by_others(plan, body.chunk)
+            has_been_asked = has_been_asked or answered_by_copy(plan, body.chunk)
             if has_been_asked:
                 return None
             now = self.bench.claude.now()  # not before the database was free
@@ -256,7 +257,7 @@ class Sender:
         except LostChunkError:
             return None  # another run has sent it, or cancelled its materialization
         if has_been_asked:
-            self.bench.log.info("Others have asked the same meanwhile; planning the rest anew.")
+            self.bench.log.info("The same has been asked meanwhile; planning the rest anew.")
             self.bench.plan_anew(outstanding.materialization, body.chunk)
         if sending_at is None:
             return None

@@ -144,3 +144,31 @@ def asked_by_others(plan: Plan, chunk: Chunk) -> bool:
         {"chunk_id": chunk.chunk_id, "out": out, "landed": len(out) < len(others)},
     )
     return bool(found)
+
+
+def answered_by_copy(plan: Plan, chunk: Chunk) -> bool:
+    """Whether a second copy of an earlier batch has answered what a chunk is about to ask.
+
+    Whoever lands a copy plans such chunks anew, but may end before that.
+    """
+    plan = plan.of_owner(chunk)
+    owner = plan.materialization
+    parameters = {"owner": owner.materialization_id, "chunk_id": chunk.chunk_id}
+    copies = (
+        "SELECT batch_id FROM claude_batch.chunks WHERE materialization_id = $owner AND is_copy "
+        "AND state = 'landed'"
+    )
+    if not rows(plan.connection, copies, {"owner": owner.materialization_id}):
+        return False
+    found = rows(
+        plan.connection,
+        f"""
+        SELECT 1 FROM {plan.registered.requests.sql} AS mine
+        JOIN {plan.declaration.answers.sql} AS a
+            ON a._request_hash = mine._request_hash AND {ours_is_ours(plan.declaration, "a", "mine")}
+        WHERE mine._chunk_id = $chunk_id AND a._batch_id IN ({copies})
+        LIMIT 1
+        """,
+        parameters,
+    )
+    return bool(found)
