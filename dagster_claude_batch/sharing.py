@@ -160,12 +160,13 @@ def answered_by_copy(plan: Plan, chunk: Chunk) -> bool:
     )
     if not rows(plan.connection, copies, {"owner": owner.materialization_id}):
         return False
+    same_row = ours_is_ours(plan.declaration, "a", "mine")
     found = rows(
         plan.connection,
         f"""
         SELECT 1 FROM {plan.registered.requests.sql} AS mine
         JOIN {plan.declaration.answers.sql} AS a
-            ON a._request_hash = mine._request_hash AND {ours_is_ours(plan.declaration, "a", "mine")}
+            ON a._request_hash = mine._request_hash AND {same_row}
         WHERE mine._chunk_id = $chunk_id AND a._batch_id IN ({copies})
         LIMIT 1
         """,
