@@ -217,10 +217,12 @@ class Engine(Workbench):
 
     def prune(self, age: timedelta) -> int:
         """Forget what ended so long ago, but for what it cost; how many rows of the ledger."""
-        before, asset = self.claude.now() - age, self.declaration.asset
+        now, asset = self.claude.now(), self.declaration.asset
         if not self._has_ledger():
             return 0
-        return self.warehouse.transact(lambda connection: prune(connection, asset, before))
+        return self.warehouse.transact(
+            lambda connection: prune(connection, asset, now - age, now=now)
+        )
 
     def reconcile(self, work: Sequence[Outstanding]) -> bool:
         """Settle doubts about what is out; whether any was."""

@@ -3,8 +3,8 @@
 import itertools
 import tempfile
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final
@@ -75,7 +75,8 @@ class Collector:
                 except CredentialsRefusedError as error:
                     refused.append(error)
         except Exception:
-            self._land_staged(findings)
+            with self._noting_troubles():  # the first one is raised
+                self._land_staged(findings)
             raise
         self._land_staged(findings)
         if refused:
@@ -224,9 +225,22 @@ class Collector:
         for outstanding, landing in staged:
             identity = outstanding.materialization.materialization_id
             by_materialization[identity].append((outstanding, landing))
+        troubles: list[Exception] = []
         for together in by_materialization.values():
             outstanding, _ = together[0]
-            self._land_all(outstanding, [landing for _, landing in together], findings)
+            try:
+                self._land_all(outstanding, [landing for _, landing in together], findings)
+            except Exception as error:  # noqa: BLE001  # it keeps no other's answers from their tables
+                troubles.append(error)
+        if troubles:
+            raise troubles[0]
+
+    @contextmanager
+    def _noting_troubles(self) -> Generator[None]:
+        try:
+            yield
+        except Exception:  # another one is raised
+            self.bench.log.exception("Not all that was downloaded could be landed.")
 
     def _land(self, outstanding: Outstanding, landing: Landing, findings: Findings) -> None:
         self._land_all(outstanding, [landing], findings)

@@ -46,7 +46,7 @@ def open_connection(resource: Any) -> AbstractContextManager[Connection]:  # noq
     """
     if isinstance(resource, DuckDBResource) and _is_plain(resource):
         file = _file_of(resource)
-        if file is None or resource.connection_config or file.stem.casefold() in kept.TAKEN:
+        if file is None or resource.connection_config or kept.name_of(file) is None:
             return _connect(resource)
         return _attached(file, resource)
     for name in ("get_connection", "duckdb_connect"):

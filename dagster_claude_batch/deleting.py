@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Final
 
 import anthropic
@@ -41,30 +42,32 @@ def delete_landed(
         waiting.discard(bench.run.run_id)
         free = [(chunk, batch) for chunk, batch, runs in known if waiting.isdisjoint(runs)]
         deleted = _delete_all(bench, free, time.monotonic() + patience_seconds)
-        if deleted:
-            bench.warehouse.transact(lambda connection: _note(connection, deleted, bench))
-            bench.log.info("Deleted %d landed batches at Anthropic.", len(deleted))
     except ClaudeBatchError as error:  # what has landed has landed, and is no failure of the run
         bench.log.warning("Landed batches are not deleted at Anthropic yet: %s", error)
         return 0
-    return len(deleted)
+    if deleted:
+        bench.log.info("Deleted %d landed batches at Anthropic.", deleted)
+    return deleted
 
 
-def _delete_all(bench: Workbench, free: Sequence[tuple[int, str]], until: float) -> list[int]:
-    """Delete until an error or the end of the time; the chunks whose batches were deleted."""
-    deleted: list[int] = []
+def _delete_all(bench: Workbench, free: Sequence[tuple[int, str]], until: float) -> int:
+    """Delete until an error or the end of the time; how many were."""
+    deleted = 0
     reason = "the time for it is over; the next run goes on."
     try:
         for chunk_id, batch_id in free:
             if time.monotonic() > until:
                 break
             if _delete(bench, batch_id):
-                deleted.append(chunk_id)
+                # At once: of what is not shown any more, nobody could tell whether it was deleted.
+                note = partial(_note, chunk_id=chunk_id, bench=bench)
+                bench.warehouse.transact(note)
+                deleted += 1
         else:
             return deleted
     except (*UNANSWERED, NoCredentialsError) as error:
         reason = one_line(str(error))
-    left = len(free) - len(deleted)
+    left = len(free) - deleted
     bench.log.warning("%d landed batches are not deleted at Anthropic yet: %s", left, reason)
     return deleted
 
@@ -113,9 +116,8 @@ def _landed(connection: Connection, bench: Workbench, since: datetime) -> list[_
     return [(chunk_id, batch_id, runs) for chunk_id, batch_id, runs in found]
 
 
-def _note(connection: Connection, chunk_ids: list[int], bench: Workbench) -> None:
+def _note(connection: Connection, *, chunk_id: int, bench: Workbench) -> None:
     connection.execute(
-        "UPDATE claude_batch.chunks SET deleted_at = $now "
-        "WHERE list_contains($chunk_ids::BIGINT[], chunk_id)",
-        {"now": bench.claude.now(), "chunk_ids": chunk_ids},
+        "UPDATE claude_batch.chunks SET deleted_at = $now WHERE chunk_id = $chunk_id",
+        {"now": bench.claude.now(), "chunk_id": chunk_id},
     )

@@ -171,7 +171,8 @@ def _build(name: str, claude_resource: str, task: _Task) -> dg.JobDefinition:
                 with _at_work(context, claude_resource, asset) as desk:
                     done = task.work(desk, config)
             except Exception as error:  # noqa: BLE001  # one asset's trouble keeps nobody else's work
-                problems[asset.declaration.asset] = error
+                # Without its traceback, which would keep open what was read when it was raised.
+                problems[asset.declaration.asset] = error.with_traceback(None)
             else:
                 context.log.info(f"{asset.declaration.asset}: {done:,} {task.said}.")
                 count += done

@@ -74,18 +74,28 @@ def land_all(plan: Plan, landings: Sequence[Landing]) -> list[Landing]:
     Raises:
         ColumnTypeChangedError: As `land`.
     """
-    landed: list[Landing] = []
-    for landing in landings:
-        with suppress(LostChunkError):
-            _mark(plan, landing)
-            landed.append(landing)
     alike: defaultdict[tuple[object, ...], list[Landing]] = defaultdict(list)
-    for landing in landed:
-        owner = owner_of(plan.connection, landing.chunk)
-        alike[owner, *_kind_of(landing)].append(landing)
+    for landing in landings:
+        with suppress(LookupError):  # the ledger has never heard of it: somebody else's matter
+            owner = owner_of(plan.connection, landing.chunk)
+            alike[owner, *_kind_of(landing)].append(landing)
+    landed: list[Landing] = []
     for of_a_kind in alike.values():
-        _land(plan, of_a_kind)
+        # Not earlier: whatever is marked counts as written for those that land after it.
+        ours = [landing for landing in of_a_kind if _is_marked(plan, landing)]
+        if ours:
+            _land(plan, ours)
+        landed += ours
     return landed
+
+
+def _is_marked(plan: Plan, landing: Landing) -> bool:
+    """Mark a chunk as landed; False if somebody else has."""
+    try:
+        _mark(plan, landing)
+    except LostChunkError:
+        return False
+    return True
 
 
 def _mark(plan: Plan, landing: Landing) -> None:

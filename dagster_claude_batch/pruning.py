@@ -4,22 +4,26 @@ from datetime import datetime
 
 from dagster_claude_batch import ledger
 from dagster_claude_batch.ledger_tables import PRUNED
+from dagster_claude_batch.outcomes import UNREAD
+from dagster_claude_batch.resource import RESULTS_LAST
 from dagster_claude_batch.warehouse import Connection, row, rows
 
 
-def prune(connection: Connection, asset: str, before: datetime) -> int:
+def prune(connection: Connection, asset: str, before: datetime, *, now: datetime) -> int:
     """Forget an asset's requests that landed before then; how many rows of the ledger that were.
 
     Only those of materializations that have ended, and that none waits for which is open. Answers,
-    failures, chunks and `claude_batch.spending` stay as they are.
+    failures, chunks and `claude_batch.spending` stay as they are. So do the requests of a batch of
+    which a result was not read, as long as the API keeps it: they keep it from being deleted.
     """
     if not ledger.is_ledger(connection):
         return 0
     registered = ledger.find_asset(connection, asset)
-    found = rows(connection, _ENDED, {"asset": asset, "before": before})
-    if registered is None or not found:
+    if registered is None:
         return 0
     requests = registered.requests.sql
+    ended = {"asset": asset, "before": before, "kept": now - RESULTS_LAST, "unread": list(UNREAD)}
+    found = rows(connection, _ENDED.format(requests=requests), ended)
     chosen = {"chunk_ids": [chunk_id for (chunk_id,) in found]}
     of_chosen = "_chunk_id IN (SELECT unnest($chunk_ids::BIGINT[]))"
     (count,) = row(connection, f"SELECT count(*) FROM {requests} WHERE {of_chosen}", chosen)
@@ -36,4 +40,6 @@ _ENDED = """
         AND (c.state = 'elsewhere' OR (c.state = 'landed' AND c.landed_at < $before))
         AND NOT EXISTS (SELECT 1 FROM claude_batch.materializations AS o
             WHERE o.state = 'open' AND list_contains(o.awaits, c.chunk_id))
+        AND (c.landed_at < $kept OR NOT EXISTS (SELECT 1 FROM {requests} AS q
+            WHERE q._chunk_id = c.chunk_id AND list_contains($unread, q._outcome)))
 """

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from datetime import timedelta
 
+import duckdb
 import pytest
 from kit import Project
 
@@ -263,3 +264,52 @@ def test_after_a_cancellation_the_partition_can_be_materialized_again_at_once(
 
     assert len(tweets.answers()) == 10
     assert len({b.custom_id for b in tweets.claude.simulator.bill()}) == 10
+
+
+def test_a_second_copy_and_what_was_sent_instead_of_it_land_together_at_their_full_cost(
+    tweets: Project,
+) -> None:
+    tweets.declare(max_attempts=1)
+    tweets.script.ends_with("t0", None, "refusal")  # as it is sent anew
+    tweets.wire.lose_answer("POST /v1/messages/batches")
+    run = tweets.start()
+    tweets.wire.hidden = {batch.id for batch in tweets.claude.simulator.batches()}
+    tweets.claude.simulator.advance(timedelta(minutes=36))
+    run.advance()
+    tweets.wire.hidden.clear()
+    tweets.end_batches()
+    assert len(tweets.claude.simulator.batches()) == 2
+
+    run.advance()
+
+    assert tweets.chunk_states() == {"landed": 2}
+    (copy, twin) = tweets.sql(
+        "SELECT _cost_usd FROM claude_batch.requests_1 WHERE id = 't0' ORDER BY _chunk_id"
+    )
+    found = tweets.sql("SELECT _cost_usd, _input_tokens FROM main.sentiment WHERE id = 't0'")
+    assert found == [(copy[0], found[0][1])]
+    assert found[0][1] > 0
+    assert twin[0] > 0
+
+
+def test_a_materialization_that_cannot_land_keeps_no_other_from_its_table(tweets: Project) -> None:
+    tweets.load([("reviews", "r0", "y")])
+    tweets.materialize("reviews")
+    tweets.sql("CREATE UNIQUE INDEX one_of_each ON main.sentiment (_partition, label)")
+    tweets.load([("reviews", "r0", "y"), ("reviews", "r1", "y")])
+    tweets.sql("INSERT INTO texts VALUES ('tweets', 't0', 'x'), ('tweets', 't1', 'x')")
+    tweets.script.replies_with("r1", '{"label": "negative", "score": 0.5}')
+    tweets.start("tweets")
+    run = tweets.start("tweets", "reviews")
+    assert len(run.materializations) == 2
+    tweets.end_batches()
+
+    with pytest.raises(duckdb.ConstraintException):
+        run.advance()
+
+    assert tweets.answers() == ["r0", "r1"]
+    assert tweets.chunk_states() == {"landed": 2, "submitted": 1}
+
+    tweets.sql("DROP INDEX one_of_each")
+    assert run.advance() is None
+    assert tweets.answers() == ["r0", "r1", "t0", "t1"]

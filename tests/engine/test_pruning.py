@@ -5,16 +5,12 @@ from datetime import timedelta
 import pytest
 from kit import Project
 
-from dagster_claude_batch.pruning import prune
-
 SPENDING = "SELECT * FROM claude_batch.spending ORDER BY ALL"
 
 
 def pruned(made: Project, *, days: float) -> int:
     """Prune what ended so many days ago."""
-    before = made.claude.now() - timedelta(days=days)
-    asset = made.asset.declaration.asset
-    return made.engine().warehouse.transact(lambda connection: prune(connection, asset, before))
+    return made.engine().prune(timedelta(days=days))
 
 
 def pass_days(made: Project, days: int) -> None:
@@ -116,6 +112,18 @@ def test_what_an_open_materialization_awaits_of_another_stays(tweets: Project) -
         tweets.end_batches()
     pass_days(tweets, 10)
     assert pruned(tweets, days=5) > 0
+
+
+def test_what_keeps_a_batch_from_being_deleted_stays_as_long_as_the_batch(tweets: Project) -> None:
+    tweets.declare(max_attempts=1)
+    tweets.script.ends_with("t3", "missing")
+    tweets.materialize()
+    pass_days(tweets, 10)
+
+    assert pruned(tweets, days=5) == 0
+
+    pass_days(tweets, 20)
+    assert pruned(tweets, days=5) == 10
 
 
 def test_where_nothing_was_ever_asked_there_is_nothing_to_prune(tweets: Project) -> None:
