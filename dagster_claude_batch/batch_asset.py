@@ -1,7 +1,8 @@
 """A declared asset among Dagster's definitions, and the engine that works on it."""
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
@@ -97,6 +98,19 @@ def engine_for(
         lambda keys: partitions.slices(asset.partitions_def, keys),
         log=log,
     )
+
+
+@contextmanager
+def engine_of_job(context: dg.OpExecutionContext, asset: BatchAsset) -> Generator[Engine]:
+    """Put an asset of the code location to work in a job that is not its own."""
+    with dg.build_resources(dict(asset.resource_defs()), instance=context.instance) as resources:
+        yield engine_for(
+            asset,
+            database=getattr(resources, asset.duckdb_resource),
+            claude=getattr(resources, asset.claude_resource),
+            run_id=context.run_id,
+            log=context.log,
+        )
 
 
 def register(assets_def: dg.AssetsDefinition, asset: BatchAsset) -> None:

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from dagster_claude_batch import held_run
 from dagster_claude_batch.advance import Engine
-from dagster_claude_batch.batch_asset import BatchAsset, batch_assets_of, engine_for
+from dagster_claude_batch.batch_asset import BatchAsset, batch_assets_of, engine_of_job
 from dagster_claude_batch.deleting import delete_landed
 from dagster_claude_batch.errors import UnknownAssetsError
 from dagster_claude_batch.ours import Ours
@@ -215,14 +215,7 @@ def _at_work(
 ) -> Generator[_Desk]:
     """Put an asset's engine to work, and watch for second copies of what it settles."""
     ours = Ours.of_run(context.run, claude_resource)
-    with dg.build_resources(dict(asset.resource_defs()), instance=context.instance) as resources:
-        engine = engine_for(
-            asset,
-            database=getattr(resources, asset.duckdb_resource),
-            claude=getattr(resources, asset.claude_resource),
-            run_id=context.run_id,
-            log=context.log,
-        )
+    with engine_of_job(context, asset) as engine:
         yield _Desk(context, engine, ours)
         if engine.is_watching():
             context.instance.add_run_tags(context.run_id, ours.tags(held_run.GAVE_UP_TAG))

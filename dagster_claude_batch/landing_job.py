@@ -7,7 +7,7 @@ import dagster as dg
 from pydantic import Field
 
 from dagster_claude_batch import held_run
-from dagster_claude_batch.batch_asset import BatchAsset, batch_assets_of, engine_for
+from dagster_claude_batch.batch_asset import BatchAsset, batch_assets_of, engine_of_job
 from dagster_claude_batch.deleting import delete_as_declared
 from dagster_claude_batch.ours import Ours
 
@@ -76,14 +76,7 @@ def _settle(
 ) -> tuple[int, bool]:
     """Settle one asset: how many batches are left, and whether second copies may still appear."""
     abandoned = [run_id for run_id in ended_runs if _was_given_up(context.instance, run_id)]
-    with dg.build_resources(dict(asset.resource_defs()), instance=context.instance) as resources:
-        engine = engine_for(
-            asset,
-            database=getattr(resources, asset.duckdb_resource),
-            claude=getattr(resources, asset.claude_resource),
-            run_id=context.run_id,
-            log=context.log,
-        )
+    with engine_of_job(context, asset) as engine:
         alive = partial(held_run.is_alive, context.instance)
         left = engine.settle(abandoned, is_alive=alive)
         delete_as_declared(engine, is_alive=alive)

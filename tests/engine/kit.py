@@ -421,6 +421,14 @@ class Project:
         return [key for _, params in requests for key in _keys_of(params)]
 
 
+def project_of_location(directory: Path, name: str) -> Project:
+    """One of several projects in a code location: a database of its own, and one workspace."""
+    (directory / name).mkdir(exist_ok=True)
+    made = Project(directory / name, key=name, duckdb_resource=f"duckdb_{name}")
+    made.claude = WiredClaude(path=str(directory / "simulator"))
+    return made
+
+
 @dataclass
 class RunOfTest:
     """One run, driven step by step."""

@@ -10,7 +10,7 @@ import dagster as dg
 import pytest
 from dagster._core.code_pointer import CustomPointer, ModuleCodePointer
 from dagster._core.definitions.reconstruct import ReconstructableJob, ReconstructableRepository
-from kit import Project, WiredClaude
+from kit import Project, WiredClaude, project_of_location
 
 from dagster_claude_batch import build_claude_batch_jobs
 
@@ -20,7 +20,7 @@ CORPORA = ("tweets", "reviews")
 
 def location(directory: str) -> dg.Definitions:
     """A code location with two assets, each with a database of its own, and one of another kind."""
-    projects = {name: _project(Path(directory), name) for name in NAMES}
+    projects = {name: project_of_location(Path(directory), name) for name in NAMES}
     return dg.Definitions(
         assets=[*(each.assets_def for each in projects.values()), dg.AssetSpec("calm")],
         jobs=build_claude_batch_jobs(),
@@ -31,13 +31,6 @@ def location(directory: str) -> dg.Definitions:
     )
 
 
-def _project(directory: Path, name: str) -> Project:
-    (directory / name).mkdir(exist_ok=True)
-    made = Project(directory / name, key=name, duckdb_resource=f"duckdb_{name}")
-    made.claude = WiredClaude(path=str(directory / "simulator"))
-    return made
-
-
 @pytest.fixture
 def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
     with dg.DagsterInstance.local_temp(str(tmp_path)) as found:
@@ -46,7 +39,7 @@ def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
 
 @pytest.fixture
 def projects(tmp_path: Path) -> dict[str, Project]:
-    made = {name: _project(tmp_path, name) for name in NAMES}
+    made = {name: project_of_location(tmp_path, name) for name in NAMES}
     for project in made.values():
         project.load((corpus, f"{corpus[0]}{n}", "x") for corpus in CORPORA for n in range(2))
     return made

@@ -8,7 +8,7 @@ import dagster as dg
 import pytest
 from dagster._core.code_pointer import CustomPointer, ModuleCodePointer
 from dagster._core.definitions.reconstruct import ReconstructableJob, ReconstructableRepository
-from kit import Project, WiredClaude
+from kit import Project, WiredClaude, project_of_location
 
 from dagster_claude_batch import build_claude_batch_sensor, held_run
 from dagster_claude_batch.landing_job import LEFT_TAG
@@ -18,7 +18,7 @@ NAMES = ("anger", "joy", "trust")
 
 def location(directory: str) -> dg.Definitions:
     """A code location whose assets each have a database of their own."""
-    projects = {name: _project(Path(directory), name) for name in NAMES}
+    projects = {name: project_of_location(Path(directory), name) for name in NAMES}
     return dg.Definitions(
         assets=[each.assets_def for each in projects.values()],
         sensors=[build_claude_batch_sensor("sensor")],
@@ -27,13 +27,6 @@ def location(directory: str) -> dg.Definitions:
             "claude_batch": WiredClaude(path=str(Path(directory) / "simulator")),
         },
     )
-
-
-def _project(directory: Path, name: str) -> Project:
-    (directory / name).mkdir(exist_ok=True)
-    made = Project(directory / name, key=name, duckdb_resource=f"duckdb_{name}")
-    made.claude = WiredClaude(path=str(directory / "simulator"))
-    return made
 
 
 def _answers(project: Project, name: str) -> int:
@@ -76,7 +69,7 @@ def instance() -> Iterator[dg.DagsterInstance]:
 def test_trouble_with_some_assets_keeps_nobody_elses_answers(
     tmp_path: Path, instance: dg.DagsterInstance
 ) -> None:
-    projects = {name: _project(tmp_path, name) for name in NAMES}
+    projects = {name: project_of_location(tmp_path, name) for name in NAMES}
     runs = {name: str(uuid4()) for name in NAMES}
     for name, each in projects.items():
         status = dg.DagsterRunStatus.CANCELED
