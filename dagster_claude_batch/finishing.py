@@ -1,26 +1,25 @@
 """The end of a run: which partitions are materialized, which fail, and what is said of them."""
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
-from decimal import Decimal
 from typing import Any, Final
 
 import dagster as dg
 
-from dagster_claude_batch.advice import advise
 from dagster_claude_batch.dagster_internals import BACKFILL_TAG, ends_stalled_backfills
 from dagster_claude_batch.declaration import Declaration
 from dagster_claude_batch.held_run import counted
-from dagster_claude_batch.report import PartitionReport, Usage
-from dagster_claude_batch.tables import DESCRIPTIONS
+from dagster_claude_batch.metadata import (
+    IDS_SHOWN,
+    Metadata,
+    failure_metadata,
+    metadata_of,
+    sum_by_type,
+)
+from dagster_claude_batch.report import PartitionReport
 
 EVERY_ROW_ANSWERED: Final = "every_row_answered"
 FAILURE_RATE: Final = "failure_rate"
-
-_IDS_SHOWN: Final = 20
-
-Metadata = dict[str, Any]
 
 
 def check_specs(key: dg.AssetKey, declaration: Declaration) -> list[dg.AssetCheckSpec]:
@@ -49,8 +48,8 @@ def check_results(
     failed = sum(report.failed for report in reports)
     unasked = [report for report in reports if not report.is_asked]
     worst = max((report.failure_rate for report in reports), default=0.0)
-    by_type = _sum_by_type(reports)
-    partitions = ", ".join(str(report.partition) for report in reports[:_IDS_SHOWN])
+    by_type = sum_by_type(reports)
+    partitions = ", ".join(str(report.partition) for report in reports[:IDS_SHOWN])
     about = {"partitions": partitions} if any(report.partition for report in reports) else {}
     return [
         dg.AssetCheckResult(
@@ -87,7 +86,7 @@ def _said_of_rows(
         return "Nothing has been asked yet."
     said: list[str] = []
     if unasked:
-        names = ", ".join(str(report.partition) for report in unasked[:_IDS_SHOWN])
+        names = ", ".join(str(report.partition) for report in unasked[:IDS_SHOWN])
         of = f": {names}" if unasked[0].partition is not None else ""
         said.append(f"Not asked as a whole yet{of}.")
     if any(report.come_since is None for report in reports):
@@ -102,14 +101,6 @@ def _said_of_rows(
 def _since(reports: Sequence[PartitionReport]) -> Metadata:
     counts = [report.come_since for report in reports if report.come_since is not None]
     return {"rows_come_since": sum(counts)} if len(counts) == len(reports) > 0 else {}
-
-
-def _sum_by_type(reports: Sequence[PartitionReport]) -> dict[str, int]:
-    summed: dict[str, int] = {}
-    for report in reports:
-        for error_type, count in report.failed_by_type.items():
-            summed[error_type] = summed.get(error_type, 0) + count
-    return summed
 
 
 def _is_too_bad(declaration: Declaration, report: PartitionReport) -> bool:
@@ -171,7 +162,7 @@ def refuse_left(declaration: Declaration, reports: Sequence[PartitionReport]) ->
     if bad:
         raise dg.Failure(
             _failure_message(declaration, bad, ""),
-            metadata=_failure_metadata(declaration, bad),
+            metadata=failure_metadata(declaration, bad),
             allow_retries=False,
         )
 
@@ -199,7 +190,7 @@ def _finish_one_by_one(
     if bad:
         raise dg.Failure(
             _failure_message(declaration, bad, _said_of(good, materialized, left_out)),
-            metadata=_failure_metadata(declaration, bad),
+            metadata=failure_metadata(declaration, bad),
             allow_retries=False,
         )
     message = f"{_deleted_message(declaration, deleted)}{left_out}"
@@ -297,120 +288,3 @@ def _of_partition(declaration: Declaration, report: PartitionReport) -> Iterator
             f"({report.failure_rate:.2%}, tolerated are {declaration.max_failure_rate:.2%}): "
             f"{kinds}."
         )
-
-
-def _failure_metadata(
-    declaration: Declaration, bad: Sequence[PartitionReport]
-) -> Mapping[str, Any]:
-    condition = " OR ".join(
-        "_partition IS NULL"
-        if report.partition is None
-        else "_partition = '" + report.partition.replace("'", "''") + "'"
-        for report in bad
-    )
-    sql = f"SELECT * FROM {declaration.failures.sql} WHERE {condition}"
-    return {
-        "failed_rows": sum(report.failed for report in bad),
-        "rows_left_for_a_cap": sum(report.left for report in bad),
-        "failures_sql": dg.MetadataValue.md(f"```sql\n{sql}\n```"),
-        **{f"failed/{kind}": count for kind, count in _sum_by_type(bad).items()},
-    }
-
-
-def metadata_of(declaration: Declaration, report: PartitionReport) -> Metadata:
-    """What a partition's materialization shows. Numbers are plotted over time."""
-    usage = report.usage
-    metadata: Metadata = {
-        "dagster/row_count": report.answers_in_table,
-        "dagster/column_schema": _column_schema(declaration, report),
-        "rows": report.rows,
-        "answered": report.answered,
-        "failed": report.failed,
-        "failure_rate": report.failure_rate,
-        "requests_sent": report.sent,
-        "requests_retried": report.retried,
-        "anthropic.input_tokens": usage.input_tokens,
-        "anthropic.output_tokens": usage.output_tokens,
-        "anthropic.cache_read_tokens": usage.cache_read_tokens,
-        "anthropic.cache_write_tokens": usage.cache_write_tokens,
-        "waited_seconds": report.waited_seconds,
-        # The asset's page would go on showing what was said while it waited.
-        "waiting_for_batches": 0,
-        "waiting_for_requests": 0,
-        "batches": len(report.batch_ids),
-        "batch_ids": ", ".join(report.batch_ids[:_IDS_SHOWN])
-        + (" …" if len(report.batch_ids) > _IDS_SHOWN else ""),
-        "dagster/table_name": str(declaration.answers),
-        "failures_table": str(declaration.failures),
-        **{f"failed/{kind}": count for kind, count in report.failed_by_type.items()},
-    }
-    if report.partition is not None:
-        metadata["dagster/partition_row_count"] = report.answered
-    if report.deduplicated:
-        metadata["rows_deduplicated"] = report.deduplicated
-    if report.kept_despite_failure:
-        metadata["earlier_answers_kept"] = report.kept_despite_failure
-    metadata |= _money(declaration, report)
-    advice = list(advise(declaration, report.use))
-    if advice:
-        metadata["advice"] = dg.MetadataValue.md("\n".join(f"- {each}" for each in advice))
-    if report.preview:
-        metadata["preview"] = _preview(report.preview)
-    return metadata
-
-
-def _money(declaration: Declaration, report: PartitionReport) -> Metadata:
-    """What the partition's requests cost, in USD, and how well they used what was paid for."""
-    usage, use = report.usage, report.use
-    shown: Metadata = {
-        "max_tokens": declaration.max_tokens,
-        "output_tokens_median": use.median_output_tokens,
-        "output_tokens_p99": use.p99_output_tokens,
-    }
-    if declaration.shape.may_cache:
-        shown["cache_hit_rate"] = usage.cache_hit_rate
-    if usage.cost_usd is None:
-        return {**shown, "cost_usd": _why_unknown(usage)}
-    prices = declaration.batch_prices()
-    standard = usage.standard_usd(prices.base.web_search if prices else Decimal(0))
-    shown["cost_usd"] = float(usage.cost_usd)
-    if standard is not None:
-        shown["cost_usd_standard_price"] = float(standard)
-        shown["saving_usd"] = float(standard - usage.cost_usd)
-    if usage.answers:
-        shown["cost_usd_per_1000_rows"] = float(1_000 * usage.cost_usd / usage.answers)
-    return shown
-
-
-def _why_unknown(usage: Usage) -> str:
-    """Why nobody can say what was paid."""
-    if not usage.untold:
-        return "unknown: no batch price is known for this model"
-    requests = counted(usage.untold, "request", "requests")
-    return f"unknown: no result that could be read says what {requests} cost"
-
-
-def _column_schema(declaration: Declaration, report: PartitionReport) -> dg.TableSchema:
-    of_output = {column.name: column.description for column in declaration.output.columns}
-    described = {**of_output, **DESCRIPTIONS}
-    return dg.TableSchema(
-        columns=[
-            dg.TableColumn(name, kind, described.get(name)) for name, kind in report.columns.items()
-        ]
-    )
-
-
-def _preview(preview: Sequence[Mapping[str, Any]]) -> dg.MetadataValue[Any]:
-    names = list(preview[0])
-    table = [names, ["---"] * len(names)]
-    table += [[_cell(values[name]) for name in names] for values in preview]
-    return dg.MetadataValue.md("\n".join(f"| {' | '.join(cells)} |" for cells in table))
-
-
-def _cell(value: object) -> str:
-    """A value as the text of a Markdown table's cell: no link, no picture, no tag."""
-    text = "" if value is None else str(value)
-    return _MARKDOWN.sub(r"\\\g<0>", " ".join(text.split())).replace("<", "&lt;")
-
-
-_MARKDOWN: Final = re.compile(r"[\\`\[\]|]")

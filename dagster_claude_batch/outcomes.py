@@ -19,10 +19,24 @@ OwnErrorType: TypeAlias = Literal[
     "unrecognized_result",
     "invalid_row",
 ]
-"""Why a row failed where the API itself reported no error for it.
+"""Why a row failed where the API itself reported no error for it."""
 
-``missing`` has no line in the results; ``invalid_row`` was never sent.
-"""
+OWN_ERRORS: Final[dict[OwnErrorType, str]] = {
+    "expired": "The batch did not come to it within 24 hours, or `max_wait_hours` had passed.",
+    "canceled": "The batch was cancelled before it came to it.",
+    "missing": "The batch has ended, and its results have no line for it.",
+    "refusal": "The model declined to answer.",
+    "max_tokens": "The answer was cut off, with the most tokens that the model can give, or at the "
+    "last attempt.",
+    "pause_turn": "The model paused a long turn, which a batch cannot go on with.",
+    "model_context_window_exceeded": "Prompt and answer are longer than the model's context.",
+    "invalid_output": "The answer does not fit `output`.",
+    "results_expired": "The results were archived, deleted or older than 29 days.",
+    "unrecognized_result": "The result ends in a way that this version does not know.",
+    "invalid_row": "It could not be asked: a NULL or unusable value in a column of the prompt, or "
+    "a function that made no request of it. Never sent.",
+}
+"""What each of these means, for people."""
 
 ANSWER_STOP_REASONS: Final = frozenset({"end_turn", "stop_sequence", "tool_use"})
 """Stop reasons of a complete answer."""

@@ -61,8 +61,14 @@ DESCRIPTIONS: Final = {
     "_custom_id": "The request's id within that batch.",
     "_request_hash": "Identifies what was asked; another hash asks the row again.",
     "_answered_at": "When the answer was written here.",
+    "_error_type": "Why there is no answer: the API's own type, or one of ours.",
+    "_error_message": "What the API, or this package, says of it.",
+    "_retryable": "Whether another attempt may end differently.",
+    "_response": "The raw result.",
+    "_request_id": "Anthropic's id of the failed request, for their support.",
+    "_failed_at": "When the failure was written here.",
 }
-"""Of the columns that stand in the answers table, for people."""
+"""Of our columns in both tables, for people."""
 
 OWN_COLUMNS: Final = frozenset(ANSWER_COLUMNS) | frozenset(FAILURE_COLUMNS)
 """Names that no column of a source or an output may have, whatever its case."""

@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 from kit import Project, RunOfTest
 
-from dagster_claude_batch.finishing import metadata_of
+from dagster_claude_batch.metadata import metadata_of
 
 Make = Callable[..., Project]
 RESULTS = "GET /v1/messages/batches/…/results"

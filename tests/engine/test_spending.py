@@ -10,7 +10,7 @@ from genai_prices import Usage, calc_price
 from kit import Project
 
 from dagster_claude_batch import ledger
-from dagster_claude_batch.finishing import metadata_of
+from dagster_claude_batch.metadata import SHOWN, metadata_of
 from dagster_claude_batch.simulator import Reply
 
 Make = Callable[..., Project]
@@ -93,6 +93,22 @@ def test_the_cache_hit_rate_is_shown_where_something_may_be_cached(project: Make
     prompts = read + written + sum(usage["input_tokens"] for usage in usages)
     assert said["cache_hit_rate"] == read / prompts > 0
     assert said["cost_usd"] == pytest.approx(float(billed(made)), abs=1e-12)
+
+
+def test_every_key_that_is_shown_is_described_and_failures_come_with_their_query(
+    project: Make,
+) -> None:
+    made = project(system="Rate with care what follows. " * 200, cache="1h")
+    made.load([("tweets", f"t{n}", f"Tweet number {n}") for n in range(10)])
+    made.script.ends_with("t4", "refusal")
+
+    said = _metadata(made)
+
+    keys = {"failed/<error type>" if key.startswith("failed/") else key for key in said}
+    sometimes = {"rows_deduplicated", "earlier_answers_kept", "advice"}
+    assert keys <= set(SHOWN) <= keys | sometimes
+    query = str(said["failures_sql"].value).removeprefix("```sql\n").removesuffix("\n```")
+    assert len(made.sql(query)) == said["failed"] == 1
 
 
 def test_nothing_is_said_of_a_cache_that_nobody_asked_for(tweets: Project) -> None:
