@@ -7,7 +7,8 @@ import dagster as dg
 from dagster_claude_batch.batch_asset import batch_asset
 from dagster_claude_batch.sensor import build_claude_batch_sensor, claude_batch_sensor
 
-_DEFAULT_RESOURCE: Final = "claude_batch"
+DEFAULT_RESOURCE: Final = "claude_batch"
+"""Key of the Claude resource where none is named."""
 
 
 def claude_batch_definitions(*assets: dg.AssetsDefinition) -> dg.Definitions:
@@ -24,13 +25,20 @@ def claude_batch_definitions(*assets: dg.AssetsDefinition) -> dg.Definitions:
 
 def sensor_name(claude_resource: str | None) -> str:
     """What the sensor of a Claude resource is called; None: of the default one."""
-    if claude_resource in {None, _DEFAULT_RESOURCE}:
+    if claude_resource in {None, DEFAULT_RESOURCE}:
         return claude_batch_sensor.name
     return f"{claude_batch_sensor.name}_{claude_resource}"
 
 
+def jobs_name(claude_resource: str) -> str:
+    """What the names of the jobs of a Claude resource begin with."""
+    if claude_resource == DEFAULT_RESOURCE:
+        return DEFAULT_RESOURCE
+    return f"{DEFAULT_RESOURCE}_{claude_resource}"
+
+
 def _sensor_of(claude_resource: str) -> dg.SensorDefinition:
-    if claude_resource == _DEFAULT_RESOURCE:
+    if claude_resource == DEFAULT_RESOURCE:
         return claude_batch_sensor
     name = sensor_name(claude_resource)
     return build_claude_batch_sensor(name, claude_resource=claude_resource)

@@ -62,6 +62,10 @@ def build_claude_batch_jobs(
     - ``<name>_delete_remote_results``: deletes at Anthropic what has landed.
 
     Nothing but a person starts them, and they can be started as often as one likes.
+
+    Args:
+        name: Begins the names of the jobs.
+        claude_resource: Key of the `ClaudeBatchResource`.
     """
     return [_build(f"{name}_{task.name}", claude_resource, task) for task in _TASKS]
 

@@ -367,6 +367,25 @@ def test_the_sensor_can_be_left_to_others() -> None:
         assert not list(defs.sensors or [])
 
 
+def test_jobs_by_hand_come_once_for_each_claude_resource() -> None:
+    other = SMALL | {"key": "other", "claude_resource": "other_claude"}
+    files = [{"assets": [SMALL | {"key": key}], "jobs": True} for key in ("one", "two")]
+    with loaded_files({"assets": [SMALL]}, *files, {"assets": [other], "jobs": True}) as defs:
+        names = sorted(
+            job.name for job in defs.get_repository_def().get_all_jobs() if "claude" in job.name
+        )
+
+    tasks = ("cancel", "collect", "delete_remote_results", "prune", "reconcile")
+    landing = ["claude_batch_sensor_landing", "claude_batch_sensor_other_claude_landing"]
+    assert names == sorted(
+        [
+            *landing,
+            *(f"claude_batch_{task}" for task in tasks),
+            *(f"claude_batch_other_claude_{task}" for task in tasks),
+        ]
+    )
+
+
 def test_definitions_of_assets_come_with_the_sensor_and_can_be_merged_with_ones_own() -> None:
     @dg.asset
     def texts() -> None: ...

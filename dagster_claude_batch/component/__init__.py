@@ -9,7 +9,13 @@ import pydantic
 from pydantic import ConfigDict, Field
 
 from dagster_claude_batch.component.asset import ClaudeBatchAsset
-from dagster_claude_batch.definitions import claude_batch_definitions, sensor_name
+from dagster_claude_batch.definitions import (
+    DEFAULT_RESOURCE,
+    claude_batch_definitions,
+    jobs_name,
+    sensor_name,
+)
+from dagster_claude_batch.jobs import build_claude_batch_jobs
 
 
 class ScaffoldParams(pydantic.BaseModel):
@@ -45,6 +51,11 @@ _SENSOR: Final = (
     "Whether the sensor that collects comes along. Say false if your definitions have it already."
 )
 
+_JOBS: Final = (
+    "Whether the jobs come along that collect, reconcile, cancel, prune and delete by hand, for "
+    "all assets of the code location that use the same Claude resources."
+)
+
 
 @dg.scaffold_with(ClaudeBatchScaffolder)
 class ClaudeBatchComponent(dg.Component, dg.Model, dg.Resolvable):
@@ -60,6 +71,7 @@ class ClaudeBatchComponent(dg.Component, dg.Model, dg.Resolvable):
 
     assets: Annotated[Sequence[ClaudeBatchAsset], dg.Resolver.default(description=_ASSETS)]
     sensor: Annotated[bool, dg.Resolver.default(description=_SENSOR)] = True
+    jobs: Annotated[bool, dg.Resolver.default(description=_JOBS)] = False
 
     @classmethod
     def get_model_cls(cls) -> type[pydantic.BaseModel]:
@@ -74,23 +86,37 @@ class ClaudeBatchComponent(dg.Component, dg.Model, dg.Resolvable):
             __base__=dg.Model,
             assets=(list[of_asset], Field(description=_ASSETS, min_length=1)),  # pyright: ignore[reportInvalidTypeForm]  # made here
             sensor=(bool | str, Field(default=True, description=_SENSOR)),
+            jobs=(bool | str, Field(default=False, description=_JOBS)),
         )
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
-        """The assets, and the sensors that collect for them."""
+        """The assets, the sensors that collect for them, and the jobs if they are wanted."""
         assets = [asset.build() for asset in self.assets]
-        found = claude_batch_definitions(*assets)
-        if not self.sensor:
-            return dg.Definitions(assets=assets)
-        there = {name for each in self._before(context) for name in each.sensor_names()}
-        sensors = [sensor for sensor in found.sensors or () if sensor.name not in there]
-        return dg.Definitions(assets=assets, sensors=sensors)
+        before = self._before(context)
+        wanted = claude_batch_definitions(*assets).sensors or () if self.sensor else ()
+        there = {name for each in before for name in each.sensor_names()}
+        served = {resource for each in before for resource in each.resources_with_jobs()}
+        return dg.Definitions(
+            assets=assets,
+            sensors=[sensor for sensor in wanted if sensor.name not in there],
+            jobs=[
+                job
+                for resource in sorted(self.resources_with_jobs() - served)
+                for job in build_claude_batch_jobs(jobs_name(resource), claude_resource=resource)
+            ],
+        )
 
     def sensor_names(self) -> frozenset[str]:
         """The sensors that the component's assets need, if they come from here."""
         if not self.sensor:
             return frozenset()
         return frozenset(sensor_name(asset.claude_resource) for asset in self.assets)
+
+    def resources_with_jobs(self) -> frozenset[str]:
+        """The Claude resources for which jobs come from here."""
+        if not self.jobs:
+            return frozenset()
+        return frozenset(asset.claude_resource or DEFAULT_RESOURCE for asset in self.assets)
 
     def _before(self, context: dg.ComponentLoadContext) -> list["ClaudeBatchComponent"]:
         """The components of this kind that are loaded before this one: a sensor is needed once."""

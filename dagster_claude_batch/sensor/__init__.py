@@ -25,8 +25,14 @@ def build_claude_batch_sensor(
     """Build the sensor for one Claude resource; a code location needs one for each of them.
 
     It is running by default. Its landing job, which lands what no run waits for any more, comes
-    with it. ``cancel_after_seconds`` is how long batches outlive the last run that waited for
-    them: within that time, materializing again joins them.
+    with it.
+
+    Args:
+        name: The sensor's name.
+        claude_resource: Key of the `ClaudeBatchResource`.
+        minimum_interval_seconds: Pause between two ticks. It asks the API only when a look is due.
+        cancel_after_seconds: How long batches outlive the last run that waited for them: within
+            that time, materializing again joins them.
     """
     landing_job = f"{name}_landing"
 

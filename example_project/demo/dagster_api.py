@@ -72,15 +72,24 @@ class DagsterApi:
         if partition_range is not None:
             launch_tags["dagster/asset_partition_range_start"] = partition_range[0]
             launch_tags["dagster/asset_partition_range_end"] = partition_range[1]
+        selected = {"pipelineName": "__ASSET_JOB", "assetSelection": _keys(assets)}
+        return self._launch(selected, run_config, launch_tags)
+
+    def launch_job(self, job: str, *, run_config: Mapping[str, Any] | None = None) -> str:
+        """Launch a job, as its launchpad does; return the run's id."""
+        return self._launch({"pipelineName": job}, run_config, {"dagster/from_ui": "true"})
+
+    def _launch(
+        self,
+        selected: Mapping[str, Any],
+        run_config: Mapping[str, Any] | None,
+        tags: Mapping[str, str],
+    ) -> str:
         params = {
-            "selector": {
-                **self._location,
-                "pipelineName": "__ASSET_JOB",
-                "assetSelection": _keys(assets),
-            },
+            "selector": {**self._location, **selected},
             "mode": "default",
             "runConfigData": json.dumps(run_config or {}),
-            "executionMetadata": {"tags": _tags(launch_tags)},
+            "executionMetadata": {"tags": _tags(tags)},
         }
         return self._call(documents.LAUNCH_RUN, params=params)["run"]["runId"]
 
