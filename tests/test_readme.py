@@ -2,21 +2,27 @@
 
 import re
 from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import duckdb
 import pytest
+import yaml
 
 from dagster_claude_batch import LocalClaudeBatchResource, build_claude_batch_asset
+from dagster_claude_batch.status import Out, table_of
 from dagster_claude_batch.tables import ANSWER_COLUMNS, FAILURE_COLUMNS
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def _blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+def _blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
 def _block(begins: str) -> str:
@@ -92,3 +98,63 @@ def test_every_column_that_the_readme_lists_exists() -> None:
 
     assert set(re.findall(r"`(_\w+)`", answers_row)) == set(ANSWER_COLUMNS)
     assert set(re.findall(r"`(_\w+)`", failures_row)) <= set(FAILURE_COLUMNS)
+
+
+def test_what_the_command_prints_is_what_it_prints() -> None:
+    now = datetime.now(UTC)
+    sent = Out(
+        "snippet_sentiment",
+        ("tweets",),
+        "open",
+        "submitted",
+        "msgbatch_01voPoWP",
+        1,
+        5_000,
+        now - timedelta(minutes=7),
+        Decimal("1.713940"),
+    )
+    planned = Out(
+        "snippet_sentiment",
+        ("tweets",),
+        "open",
+        "planned",
+        None,
+        2,
+        9_997,
+        now - timedelta(minutes=7),
+        None,
+    )
+    (shown,) = _blocks("console")
+
+    assert shown.splitlines()[1:] == list(table_of([sent, planned], now))
+
+
+def test_the_second_workspace_has_a_resource_and_a_sensor() -> None:
+    deployment = (ROOT / "docs" / "deployment.md").read_text()
+    declared: dict[str, Any] = {}
+    (python,) = _blocks("python", deployment)
+    exec(python, declared)  # noqa: S102  # our own documentation
+
+    asset = build_claude_batch_asset(
+        "studied", source="t", row_key="id", prompt="{{ x }}", claude_resource="claude_research"
+    )
+    resources = {**declared["resources"], "duckdb": dg.ResourceDefinition.none_resource()}
+    defs = dg.Definitions(assets=[asset], sensors=declared["sensors"], resources=resources)
+    dg.Definitions.validate_loadable(defs)
+    (compose,) = _blocks("yaml", deployment)
+    assert set(yaml.safe_load(compose)) == {"services", "volumes"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)]+)\)", page.read_text())
+
+    for link in links:
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        if anchor:
+            heads = re.findall(r"^#+ (.+)$", target.read_text(), re.MULTILINE)
+            anchors = {re.sub(r"[^a-z0-9_ -]", "", h.lower()).replace(" ", "-") for h in heads}
+            assert anchor in anchors, link
+    assert links or page.name in {"batches.md", "what_happens_when.md"}

@@ -1,0 +1,241 @@
+"""Writes `reference.md` out of the package's own words: `python docs/build.py`."""
+
+import inspect
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
+from itertools import chain
+from pathlib import Path
+from typing import Any, get_args
+
+import dagster as dg
+import docstring_parser
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+import dagster_claude_batch as public
+from dagster_claude_batch import ledger_tables, metadata, outcomes, tables
+from dagster_claude_batch.jobs import CancelConfig, PruneConfig, SelectionConfig
+
+REFERENCE = Path(__file__).parent / "reference.md"
+
+_VERBS = (
+    "create",
+    "create_from_body",
+    "retrieve",
+    "list",
+    "results",
+    "download",
+    "cancel",
+    "delete",
+    "count_tokens",
+)
+
+
+def reference() -> str:
+    """Every argument, field, table and column, as Markdown."""
+    lines = chain(_head(), _declaring(), _running(), _resources(), _operating(), _tables())
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)) + "\n"
+
+
+def _head() -> Iterator[str]:
+    yield "# Reference"
+    yield ""
+    yield (
+        "Made by `python docs/build.py` from signatures, docstrings and descriptions in the code; "
+        "a test fails if it is out of date. What things are for is said in the "
+        "[README](../README.md)."
+    )
+
+
+def _declaring() -> Iterator[str]:
+    yield from _function(public.build_claude_batch_asset)
+    for part in (public.Text, public.Image, public.Document):
+        yield from _part(part)
+    yield from _heading(2, "`ClaudeBatchComponent`")
+    yield from _paragraphs(public.ClaudeBatchComponent)
+    yield from _fields(public.ClaudeBatchComponent.get_model_cls(), "attribute")
+    yield from _function(public.claude_batch_definitions)
+
+
+def _running() -> Iterator[str]:
+    yield from _heading(2, "`ClaudeBatchConfig`")
+    yield from _paragraphs(public.ClaudeBatchConfig)
+    yield from _fields(public.ClaudeBatchConfig, "run config")
+
+
+def _resources() -> Iterator[str]:
+    yield from _heading(2, "`ClaudeBatchResource`")
+    yield from _paragraphs(public.ClaudeBatchResource)
+    yield from _fields(public.ClaudeBatchResource, "field")
+    yield ""
+    verbs = ((name, getattr(public.ClaudeBatchResource, name, None)) for name in _VERBS)
+    yield from _table(
+        ("verb", ""),
+        ((f"`{name}{_signature(verb)}`", _summary(verb)) for name, verb in verbs if verb),
+    )
+    yield from _heading(2, "`LocalClaudeBatchResource`")
+    yield from _paragraphs(public.LocalClaudeBatchResource)
+    yield "Besides those of `ClaudeBatchResource`:"
+    yield ""
+    inherited = public.ClaudeBatchResource.model_fields
+    own = {
+        name
+        for name, field in public.LocalClaudeBatchResource.model_fields.items()
+        if name not in inherited or field.description != inherited[name].description
+    }
+    yield from _fields(public.LocalClaudeBatchResource, "field", own)
+
+
+def _operating() -> Iterator[str]:
+    yield from _function(public.build_claude_batch_sensor)
+    yield from _function(public.build_claude_batch_jobs)
+    yield ""
+    configs = {"collect, reconcile, delete_remote_results": SelectionConfig}
+    for jobs, config in {**configs, "cancel": CancelConfig, "prune": PruneConfig}.items():
+        yield from _heading(3, f"Run config of {jobs}")
+        yield from _fields(config, "run config")
+    yield from _function(public.build_claude_batch_spending_asset)
+
+
+def _tables() -> Iterator[str]:
+    yield from _heading(2, "Answers: `<schema>.<asset>`")
+    yield "The row key, the `include` columns, those of `output` (or `response`), and:"
+    yield ""
+    yield from _columns(tables.ANSWER_COLUMNS, tables.DESCRIPTIONS)
+    yield from _heading(2, "Failures: `<schema>.<asset>_failures`")
+    yield "The row key, the `include` columns, and:"
+    yield ""
+    yield from _columns(tables.FAILURE_COLUMNS, tables.DESCRIPTIONS)
+    yield ""
+    yield "`_error_type` is the API's own type for what it reports as errored, else:"
+    yield ""
+    types = get_args(outcomes.OwnErrorType)
+    yield from _table(
+        ("type", "", "sent again"),
+        (
+            (
+                f"`{name}`",
+                outcomes.OWN_ERRORS[name],
+                "yes" if name in outcomes.RETRYABLE else "no",
+            )
+            for name in types
+        ),
+    )
+    yield from _heading(2, "Metadata of a materialization")
+    yield from _table(("key", ""), ((f"`{key}`", said) for key, said in metadata.SHOWN.items()))
+    yield from _heading(2, "Ledger: `claude_batch.*`")
+    yield "Read it as you like; only this package writes it."
+    for name, (said, columns) in ledger_tables.DESCRIPTIONS.items():
+        yield from _heading(3, f"`claude_batch.{name}`")
+        yield said
+        if columns:
+            yield ""
+            yield from _table(("column", ""), ((f"`{key}`", text) for key, text in columns.items()))
+
+
+# --- pieces ---------------------------------------------------------------------------------
+
+
+def _heading(level: int, text: str) -> Iterator[str]:
+    yield from ("", f"{'#' * level} {text}", "")
+
+
+def _function(function: Callable[..., Any]) -> Iterator[str]:
+    """A function: what it does, its arguments, its errors."""
+    yield from _heading(2, f"`{function.__name__}`")
+    yield from _paragraphs(function)
+    parsed = docstring_parser.parse(inspect.getdoc(function) or "")
+    said = {param.arg_name: param.description or "" for param in parsed.params}
+    parameters = inspect.signature(function).parameters.values()
+    shown = [each for each in parameters if each.name in said]
+    if shown:
+        yield from _table(
+            ("argument", "default", ""),
+            ((f"`{p.name}`", _default(p.default), _line(said[p.name])) for p in shown),
+        )
+    for raised in parsed.raises:
+        yield ""
+        yield f"Raises `{raised.type_name}`: {_line(raised.description or '')}"
+
+
+def _part(part: type[Any]) -> Iterator[str]:
+    """A part of a prompt: a dataclass whose docstring describes its fields."""
+    yield from _heading(3, f"`{part.__name__}`")
+    parsed = docstring_parser.parse(inspect.getdoc(part) or "")
+    said = {param.arg_name: param.description or "" for param in parsed.params}
+    yield from _paragraphs(part)
+    if said:
+        parameters = inspect.signature(part).parameters
+        yield from _table(
+            ("argument", "default", ""),
+            (
+                (f"`{each.name}`", _default(parameters[each.name].default), _line(said[each.name]))
+                for each in fields(part)
+            ),
+        )
+
+
+def _fields(model: type[BaseModel], kind: str, only: Iterable[str] | None = None) -> Iterator[str]:
+    chosen = model.model_fields if only is None else {*only}
+    yield from _table(
+        (kind, "default", ""),
+        (
+            (
+                f"`{name}`",
+                _default(field.get_default(call_default_factory=True)),
+                _line(field.description or ""),
+            )
+            for name, field in model.model_fields.items()
+            if name in chosen
+        ),
+    )
+
+
+def _columns(columns: Mapping[str, str], said: Mapping[str, str]) -> Iterator[str]:
+    yield from _table(
+        ("column", "type", ""), ((f"`{name}`", kind, said[name]) for name, kind in columns.items())
+    )
+
+
+def _paragraphs(documented: object) -> Iterator[str]:
+    parsed = docstring_parser.parse(inspect.getdoc(documented) or "")
+    for text in (parsed.short_description, parsed.long_description):
+        if text:
+            yield text.replace("``", "`")
+            yield ""
+
+
+def _summary(documented: object) -> str:
+    parsed = docstring_parser.parse(inspect.getdoc(documented) or "")
+    return _line(parsed.short_description or "")
+
+
+def _signature(function: Callable[..., Any]) -> str:
+    shown = []
+    for each in list(inspect.signature(function).parameters.values())[1:]:
+        default = "" if each.default is each.empty else f"={each.default}"
+        star = "*, " if each.kind is each.KEYWORD_ONLY and "*, " not in "".join(shown) else ""
+        shown.append(f"{star}{each.name}{default}")
+    return f"({', '.join(shown)})"
+
+
+def _default(value: object) -> str:
+    if value is inspect.Parameter.empty or value is PydanticUndefined:
+        return "required"
+    if isinstance(value, dg.ResourceDefinition):
+        return ""
+    return f"`{value!r}`".replace("'", '"')
+
+
+def _line(text: str) -> str:
+    return " ".join(text.replace("``", "`").split()).replace("|", "\\|")
+
+
+def _table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> Iterator[str]:
+    for cells in (head, ["---"] * len(head), *lines):
+        yield f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    REFERENCE.write_text(reference())
