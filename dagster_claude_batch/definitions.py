@@ -1,5 +1,6 @@
 """Assets and the sensors that they need, together."""
 
+from functools import cache
 from typing import Final
 
 import dagster as dg
@@ -23,13 +24,6 @@ def claude_batch_definitions(*assets: dg.AssetsDefinition) -> dg.Definitions:
     return dg.Definitions(assets=assets, sensors=[_sensor_of(name) for name in resources])
 
 
-def sensor_name(claude_resource: str | None) -> str:
-    """What the sensor of a Claude resource is called; None: of the default one."""
-    if claude_resource in {None, DEFAULT_RESOURCE}:
-        return claude_batch_sensor.name
-    return f"{claude_batch_sensor.name}_{claude_resource}"
-
-
 def jobs_name(claude_resource: str) -> str:
     """What the names of the jobs of a Claude resource begin with."""
     if claude_resource == DEFAULT_RESOURCE:
@@ -37,8 +31,9 @@ def jobs_name(claude_resource: str) -> str:
     return f"{DEFAULT_RESOURCE}_{claude_resource}"
 
 
+@cache
 def _sensor_of(claude_resource: str) -> dg.SensorDefinition:
     if claude_resource == DEFAULT_RESOURCE:
         return claude_batch_sensor
-    name = sensor_name(claude_resource)
+    name = f"{claude_batch_sensor.name}_{claude_resource}"
     return build_claude_batch_sensor(name, claude_resource=claude_resource)

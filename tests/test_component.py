@@ -76,8 +76,8 @@ def loaded(*assets: dict[str, Any]) -> AbstractContextManager[dg.Definitions]:
 
 
 @contextmanager
-def loaded_files(*files: dict[str, Any]) -> Iterator[dg.Definitions]:
-    """The same of several files, by their attributes."""
+def loaded_files(*files: dict[str, Any], python: str = "") -> Iterator[dg.Definitions]:
+    """The same of several files, by their attributes, and of one in Python."""
     with create_defs_folder_sandbox() as sandbox:
         for attributes in files:
             sandbox.scaffold_component(
@@ -88,6 +88,8 @@ def loaded_files(*files: dict[str, Any]) -> Iterator[dg.Definitions]:
                 },
             )
         (sandbox.defs_folder_path / "resources.py").write_text(RESOURCES)
+        if python:
+            (sandbox.defs_folder_path / "declared.py").write_text(python)
         with sandbox.build_all_defs() as defs:
             yield defs
 
@@ -360,6 +362,34 @@ def test_several_files_share_the_sensor_too() -> None:
 
     names = sorted(sensor.name for sensor in repository.sensor_defs)
     assert names == ["claude_batch_sensor", "claude_batch_sensor_other_claude"]
+
+
+def test_a_project_may_declare_in_python_beside_yaml_without_thinking_of_the_sensor() -> None:
+    with loaded_files({"assets": [SMALL]}, python=IN_PYTHON) as defs:
+        repository = defs.get_repository_def()
+
+    names = sorted(sensor.name for sensor in repository.sensor_defs)
+    assert names == ["claude_batch_sensor", "claude_batch_sensor_other_claude"]
+    assert {key.to_user_string() for key in repository.assets_defs_by_key} >= {"small", "a", "b"}
+
+
+IN_PYTHON = """
+import dagster as dg
+from dagster_claude_batch import (
+    build_claude_batch_asset,
+    claude_batch_definitions,
+    claude_batch_sensor,
+)
+
+def asked(key, **more):
+    return build_claude_batch_asset(key, source="t", row_key="id", prompt="{{ x }}", **more)
+
+defs = dg.Definitions.merge(
+    dg.Definitions(assets=[asked("a")], sensors=[claude_batch_sensor]),
+    claude_batch_definitions(asked("b", claude_resource="other_claude")),
+    claude_batch_definitions(asked("c", claude_resource="other_claude")),
+)
+"""
 
 
 def test_the_sensor_can_be_left_to_others() -> None:

@@ -13,7 +13,6 @@ from dagster_claude_batch.definitions import (
     DEFAULT_RESOURCE,
     claude_batch_definitions,
     jobs_name,
-    sensor_name,
 )
 from dagster_claude_batch.jobs import build_claude_batch_jobs
 
@@ -92,25 +91,16 @@ class ClaudeBatchComponent(dg.Component, dg.Model, dg.Resolvable):
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
         """The assets, the sensors that collect for them, and the jobs if they are wanted."""
         assets = [asset.build() for asset in self.assets]
-        before = self._before(context)
-        wanted = claude_batch_definitions(*assets).sensors or () if self.sensor else ()
-        there = {name for each in before for name in each.sensor_names()}
-        served = {resource for each in before for resource in each.resources_with_jobs()}
-        return dg.Definitions(
-            assets=assets,
-            sensors=[sensor for sensor in wanted if sensor.name not in there],
-            jobs=[
-                job
-                for resource in sorted(self.resources_with_jobs() - served)
-                for job in build_claude_batch_jobs(jobs_name(resource), claude_resource=resource)
-            ],
-        )
-
-    def sensor_names(self) -> frozenset[str]:
-        """The sensors that the component's assets need, if they come from here."""
-        if not self.sensor:
-            return frozenset()
-        return frozenset(sensor_name(asset.claude_resource) for asset in self.assets)
+        served = {
+            resource for each in self._before(context) for resource in each.resources_with_jobs()
+        }
+        jobs = [
+            job
+            for resource in sorted(self.resources_with_jobs() - served)
+            for job in build_claude_batch_jobs(jobs_name(resource), claude_resource=resource)
+        ]
+        sensors = claude_batch_definitions(*assets).sensors if self.sensor else None
+        return dg.Definitions(assets=assets, sensors=sensors, jobs=jobs)
 
     def resources_with_jobs(self) -> frozenset[str]:
         """The Claude resources for which jobs come from here."""
@@ -119,6 +109,6 @@ class ClaudeBatchComponent(dg.Component, dg.Model, dg.Resolvable):
         return frozenset(asset.claude_resource or DEFAULT_RESOURCE for asset in self.assets)
 
     def _before(self, context: dg.ComponentLoadContext) -> list["ClaudeBatchComponent"]:
-        """The components of this kind that are loaded before this one: a sensor is needed once."""
+        """The components of this kind that are loaded before this one: a job is needed once."""
         every = context.component_tree.get_all_components(ClaudeBatchComponent)
         return list(itertools.takewhile(lambda each: each is not self, every))

@@ -4,7 +4,7 @@ It knows only what stands in the tags of runs and in its cursor; it never opens 
 """
 
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import dagster as dg
 
@@ -13,6 +13,18 @@ from dagster_claude_batch.landing_job import build_landing_job
 from dagster_claude_batch.sensor.memory import Memory
 from dagster_claude_batch.sensor.scene import Scene
 from dagster_claude_batch.sensor.tick import tick
+
+
+class OneSensor(dg.SensorDefinition):
+    """A sensor that stays the same object wherever it is declared.
+
+    Dagster takes an object that several definitions of a code location have for one, but notes in
+    copies from which files they come; and two of one name are an error.
+    """
+
+    def with_attributes(self, **_: object) -> Self:
+        """The same sensor, without a note of the file."""
+        return self
 
 
 def build_claude_batch_sensor(
@@ -54,7 +66,7 @@ def build_claude_batch_sensor(
         )
         return tick(scene)
 
-    return dg.SensorDefinition(
+    return OneSensor(
         name=name,
         evaluation_fn=evaluate,
         job=build_landing_job(landing_job, claude_resource=claude_resource),
