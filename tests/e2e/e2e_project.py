@@ -18,6 +18,7 @@ from e2e_warm import start_runs_warm
 
 from dagster_claude_batch import (
     LocalClaudeBatchResource,
+    build_claude_batch_jobs,
     build_claude_batch_sensor,
 )
 
@@ -124,6 +125,8 @@ alone = [
     asked("backfill_cancelled"),
     asked("pool_limit_deleted"),
     asked("pool_limit_edited"),
+    asked("collected_by_hand", claude_resource="claude_drowsy"),
+    asked("cancelled_by_hand", claude_resource="claude_drowsy"),
     asked("killed_unclaimed"),
     asked("killed_claimed", model="claude-sonnet-5-5"),
     asked("killed_created"),
@@ -144,13 +147,13 @@ class GatedClaudeBatchResource(LocalClaudeBatchResource):
 
 def claude(**configured: Any) -> GatedClaudeBatchResource:
     """The API, whose batches end when a test says so."""
+    fields: dict[str, Any] = {"poll_interval_seconds": 1, **configured}
     return GatedClaudeBatchResource(
         path=str(HOME / "simulator"),
         answer="e2e_simulated:answer",
         outcome="e2e_simulated:outcome",
         processing_seconds=[7200, 7200],
-        poll_interval_seconds=1,
-        **configured,
+        **fields,
     )
 
 
@@ -170,6 +173,7 @@ defs = dg.Definitions(
         *SITUATED,
     ],
     schedules=SCHEDULES,
+    jobs=build_claude_batch_jobs("by_hand", claude_resource="claude_drowsy"),
     sensors=[
         *AUTOMATION,
         build_claude_batch_sensor("claude_batch_sensor", minimum_interval_seconds=2),
@@ -178,6 +182,9 @@ defs = dg.Definitions(
             claude_resource="claude_impatient",
             minimum_interval_seconds=3,
             cancel_after_seconds=1,
+        ),
+        build_claude_batch_sensor(
+            "drowsy_sensor", claude_resource="claude_drowsy", minimum_interval_seconds=2
         ),
     ],
     resources={
@@ -189,6 +196,7 @@ defs = dg.Definitions(
         "claude_batch": claude(),
         "claude_impatient": claude(lock_timeout_seconds=8),
         "claude_unwatched": claude(),
+        "claude_drowsy": claude(poll_interval_seconds=86_400),
     },
     executor=dg.in_process_executor,
 )
