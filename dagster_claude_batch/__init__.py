@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from dagster_claude_batch.config import ClaudeBatchConfig
     from dagster_claude_batch.definitions import claude_batch_definitions
     from dagster_claude_batch.errors import ClaudeBatchError
+    from dagster_claude_batch.failures import build_claude_batch_failures_spec
     from dagster_claude_batch.jobs import build_claude_batch_jobs
     from dagster_claude_batch.request.parts import Document, Image, Text
     from dagster_claude_batch.resource import ClaudeBatchResource, LocalClaudeBatchResource
@@ -30,6 +31,7 @@ __all__ = [
     "LocalClaudeBatchResource",
     "Text",
     "build_claude_batch_asset",
+    "build_claude_batch_failures_spec",
     "build_claude_batch_jobs",
     "build_claude_batch_sensor",
     "build_claude_batch_spending_asset",
@@ -47,6 +49,7 @@ _MODULES: Final = {
     "LocalClaudeBatchResource": "resource",
     "Text": "request.parts",
     "build_claude_batch_asset": "assets",
+    "build_claude_batch_failures_spec": "failures",
     "build_claude_batch_jobs": "jobs",
     "build_claude_batch_sensor": "sensor",
     "build_claude_batch_spending_asset": "spending",

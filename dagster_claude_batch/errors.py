@@ -26,6 +26,17 @@ class DeclarationError(ClaudeBatchError):
         super().__init__(f"Asset {asset!r}, argument `{argument}`: {problem} {cure}")
 
 
+class NoBatchAssetError(ClaudeBatchError):
+    """An asset of another kind is where only a batch asset can be."""
+
+    def __init__(self, keys: Sequence[str]) -> None:
+        named = ", ".join(map(repr, keys)) or "without a key"
+        super().__init__(
+            f"Asset {named} is not one of `build_claude_batch_asset`, so it has no failures table. "
+            "Give the asset itself, as that function has returned it."
+        )
+
+
 class UnsupportedOutputError(DeclarationError):
     """An output model declares what the API cannot answer or a column cannot hold."""
 

@@ -71,7 +71,7 @@ def failure_metadata(declaration: Declaration, bad: Sequence[PartitionReport]) -
     return {
         "failed_rows": sum(report.failed for report in bad),
         "rows_left_for_a_cap": sum(report.left for report in bad),
-        "failures_sql": _failures_sql(declaration, bad),
+        "failures_sql": failures_sql(declaration, bad),
         **{f"failed/{kind}": count for kind, count in sum_by_type(bad).items()},
     }
 
@@ -106,7 +106,7 @@ def metadata_of(declaration: Declaration, report: PartitionReport) -> Metadata:
     if report.partition is not None:
         metadata["dagster/partition_row_count"] = report.answered
     if report.failed:
-        metadata["failures_sql"] = _failures_sql(declaration, [report])
+        metadata["failures_sql"] = failures_sql(declaration, [report])
     if report.deduplicated:
         metadata["rows_deduplicated"] = report.deduplicated
     if report.kept_despite_failure:
@@ -120,10 +120,10 @@ def metadata_of(declaration: Declaration, report: PartitionReport) -> Metadata:
     return metadata
 
 
-def _failures_sql(
+def failures_sql(
     declaration: Declaration, reports: Sequence[PartitionReport]
 ) -> dg.MetadataValue[Any]:
-    """The query that lists the failed rows of these partitions."""
+    """The query that lists the failed rows of these partitions, in Markdown."""
     condition = " OR ".join(
         "_partition IS NULL"
         if report.partition is None

@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 
 import dagster as dg
 
-from dagster_claude_batch import finishing, held_run, holding, trial
+from dagster_claude_batch import failures, finishing, held_run, holding, trial
 from dagster_claude_batch.advance import Engine
 from dagster_claude_batch.batch_asset import BatchAsset, engine_for
 from dagster_claude_batch.config import ClaudeBatchConfig
@@ -70,6 +70,9 @@ def _finish(run: "Run") -> Iterator[Any]:
             context.log_event(observation)
         finishing.refuse_left(declaration, reports)
         return
+    shown = [each for each in reports if each.partition not in run.deleted_partitions]
+    for event in failures.reported(context.assets_def, run.key, declaration, shown):
+        context.log_event(event)
     yield from finishing.finish(
         context, run.key, declaration, reports, deleted=run.deleted_partitions
     )

@@ -56,6 +56,7 @@ def _declaring() -> Iterator[str]:
     yield from _paragraphs(public.ClaudeBatchComponent)
     yield from _fields(public.ClaudeBatchComponent.get_model_cls(), "attribute")
     yield from _function(public.claude_batch_definitions)
+    yield from _function(public.build_claude_batch_failures_spec)
 
 
 def _running() -> Iterator[str]:

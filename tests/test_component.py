@@ -534,3 +534,16 @@ def test_a_date_is_a_date() -> None:
     assert declared(output={"day": "date"}).output.validate('{"day": "2026-01-02"}') == (
         f'{{"day":"{date(2026, 1, 2).isoformat()}"}}'
     )
+
+
+def test_failures_are_a_line_of_the_lineage_if_they_are_wanted() -> None:
+    small = SMALL | {"partitions_def": {"type": "daily", "start_date": "2026-01-01"}}
+    small["partition_expr"] = "day"
+    with loaded_files(
+        {"assets": [small], "failures": True}, {"assets": [SMALL | {"key": "b"}]}
+    ) as defs:
+        specs = {spec.key.to_user_string(): spec for spec in defs.resolve_all_asset_specs()}
+
+    assert {key for key in specs if key.endswith("_failures")} == {"small_failures"}
+    assert [dep.asset_key for dep in specs["small_failures"].deps] == [dg.AssetKey("small")]
+    assert specs["small_failures"].partitions_def == dg.DailyPartitionsDefinition("2026-01-01")

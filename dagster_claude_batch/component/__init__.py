@@ -14,6 +14,7 @@ from dagster_claude_batch.definitions import (
     claude_batch_definitions,
     jobs_name,
 )
+from dagster_claude_batch.failures import build_claude_batch_failures_spec
 from dagster_claude_batch.jobs import build_claude_batch_jobs
 
 
@@ -50,6 +51,9 @@ _SENSOR: Final = (
     "Whether the sensor that collects comes along. Say false if your definitions have it already."
 )
 
+_FAILURES: Final = (
+    "Whether each failures table is an asset of its own in the lineage, on which others can depend."
+)
 _JOBS: Final = (
     "Whether the jobs come along that collect, reconcile, cancel, prune and delete by hand, for "
     "all assets of the code location that use the same Claude resources."
@@ -71,6 +75,7 @@ class ClaudeBatchComponent(dg.Component, dg.Model, dg.Resolvable):
     assets: Annotated[Sequence[ClaudeBatchAsset], dg.Resolver.default(description=_ASSETS)]
     sensor: Annotated[bool, dg.Resolver.default(description=_SENSOR)] = True
     jobs: Annotated[bool, dg.Resolver.default(description=_JOBS)] = False
+    failures: Annotated[bool, dg.Resolver.default(description=_FAILURES)] = False
 
     @classmethod
     def get_model_cls(cls) -> type[pydantic.BaseModel]:
@@ -86,6 +91,7 @@ class ClaudeBatchComponent(dg.Component, dg.Model, dg.Resolvable):
             assets=(list[of_asset], Field(description=_ASSETS, min_length=1)),  # pyright: ignore[reportInvalidTypeForm]  # made here
             sensor=(bool | str, Field(default=True, description=_SENSOR)),
             jobs=(bool | str, Field(default=False, description=_JOBS)),
+            failures=(bool | str, Field(default=False, description=_FAILURES)),
         )
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
@@ -100,7 +106,8 @@ class ClaudeBatchComponent(dg.Component, dg.Model, dg.Resolvable):
             for job in build_claude_batch_jobs(jobs_name(resource), claude_resource=resource)
         ]
         sensors = claude_batch_definitions(*assets).sensors if self.sensor else None
-        return dg.Definitions(assets=assets, sensors=sensors, jobs=jobs)
+        failures = map(build_claude_batch_failures_spec, assets) if self.failures else ()
+        return dg.Definitions(assets=[*assets, *failures], sensors=sensors, jobs=jobs)
 
     def resources_with_jobs(self) -> frozenset[str]:
         """The Claude resources for which jobs come from here."""

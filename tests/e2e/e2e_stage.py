@@ -168,13 +168,16 @@ class Stage:
         )
 
     def wait_until_it_waits(self, asset: str, runs: int = 1, *, timeout: float = 600) -> None:
-        """Wait until so many runs of an asset are in the queue, something is out, and no run is
-        in progress.
+        """Wait until so many held runs of an asset are in the queue, something is out, and no
+        other run is left: neither in progress, nor in the queue before it has sent anything.
         """
 
         def waits() -> bool:
-            shown = self.shown(asset)
-            return (shown.started, shown.queued) == (0, runs) and shown.batches_out > 0
+            left = [run for run in self.dagster.runs_of(asset) if not run.is_ended]
+            held = [
+                run for run in left if run.status == "QUEUED" and held_run.SHORT_TAG in run.tags
+            ]
+            return len(left) == len(held) == runs and self.shown(asset).batches_out > 0
 
         self.dagster.wait_for(waits, timeout=timeout, every=1, what=f"{runs} held runs of {asset}")
 

@@ -1,0 +1,176 @@
+"""What reads the tables downstream: IO managers, and assets that depend on the failures."""
+
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import duckdb
+import pandas as pd
+import polars as pl
+import pytest
+from dagster_duckdb import DuckDBResource
+from dagster_duckdb_pandas import DuckDBPandasIOManager
+from dagster_duckdb_polars import DuckDBPolarsIOManager
+
+from dagster_claude_batch import (
+    LocalClaudeBatchResource,
+    build_claude_batch_asset,
+    build_claude_batch_failures_spec,
+)
+from dagster_claude_batch.errors import NoBatchAssetError
+
+CITIES = dg.StaticPartitionsDefinition(["berlin", "o'hare"])
+DAYS = dg.DailyPartitionsDefinition("2026-03-01", end_date="2026-03-03")
+BOTH = dg.MultiPartitionsDefinition({"city": CITIES, "day": DAYS})
+KINDS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "static": {"partitions_def": CITIES, "partition_expr": "city"},
+    "daily": {"partitions_def": DAYS, "partition_expr": "written_at"},
+    "both": {"partitions_def": BOTH, "partition_expr": {"city": "city", "day": "written_at"}},
+}
+KEYS = {
+    "none": None,
+    "static": "o'hare",
+    "daily": "2026-03-02",
+    "both": dg.MultiPartitionKey({"city": "o'hare", "day": "2026-03-02"}),
+}
+ROWS = {"none": [1, 2, 3, 4], "static": [3, 4], "daily": [2, 4], "both": [4]}
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with closing(duckdb.connect("w.duckdb")) as connection:
+        connection.execute(
+            """
+            CREATE TABLE reviews AS FROM (VALUES
+                ('berlin', 1, DATE '2026-03-01', 'one'),
+                ('berlin', 2, DATE '2026-03-02', 'two'),
+                ('o''hare', 3, DATE '2026-03-01', 'three'),
+                ('o''hare', 4, DATE '2026-03-02', NULL)
+            ) AS r(city, review_id, written_at, review)
+            """
+        )
+
+
+def asked(**declared: Any) -> dg.AssetsDefinition:
+    declared = {"source": "reviews", "row_key": "review_id", "max_failure_rate": 1} | declared
+    return build_claude_batch_asset("rated", prompt="{{ city }} {{ review }}", **declared)
+
+
+RESOURCES = {
+    "duckdb": DuckDBResource(database="w.duckdb"),
+    "claude_batch": LocalClaudeBatchResource(
+        path="simulator", processing_seconds=[0, 0], poll_interval_seconds=0.05
+    ),
+    "pandas": DuckDBPandasIOManager(database="w.duckdb", schema="main"),
+    "polars": DuckDBPolarsIOManager(database="w.duckdb", schema="main"),
+}
+
+
+def materialized(
+    *assets: Any, kind: str = "none", raises: bool = True
+) -> dg.ExecuteInProcessResult:
+    key = KEYS[kind]
+    return dg.materialize(assets, resources=RESOURCES, partition_key=key, raise_on_error=raises)
+
+
+def reader(
+    of: dg.AssetKey, frame: type[Any], manager: str, partitions_def: Any, read: list[Any]
+) -> dg.AssetsDefinition:
+    def look(rows: Any) -> None:
+        read.append(rows)
+
+    look.__annotations__["rows"] = frame
+    decorate = dg.asset(
+        name="looked_at",
+        ins={"rows": dg.AssetIn(of, input_manager_key=manager)},
+        partitions_def=partitions_def,
+    )
+    return decorate(look)
+
+
+OF_POLARS = pytest.mark.skipif(
+    not hasattr(duckdb.DuckDBPyConnection, "arrow"),
+    reason="dagster-duckdb-polars calls a method that DuckDB 2.0 has no more",
+)
+
+
+@pytest.mark.parametrize(
+    ("manager", "frame"),
+    [("pandas", pd.DataFrame), pytest.param("polars", pl.DataFrame, marks=OF_POLARS)],
+)
+@pytest.mark.parametrize("kind", KINDS)
+def test_io_managers_read_the_answers_and_the_failures_of_a_partition(
+    kind: str, manager: str, frame: type[Any]
+) -> None:
+    rated = asked(**KINDS[kind])
+    failures = build_claude_batch_failures_spec(rated)
+    partitions_def = KINDS[kind].get("partitions_def")
+    answered, failed = [], []
+    for key, read in ((rated.key, answered), (failures.key, failed)):
+        look = reader(key, frame, manager, partitions_def, read)
+        assert materialized(rated, failures, look, kind=kind).success
+
+    assert [sorted(rows["review_id"]) for rows in answered] == [[n for n in ROWS[kind] if n != 4]]
+    assert [list(rows["review_id"]) for rows in failed] == [[n for n in ROWS[kind] if n == 4]]
+    assert [list(rows["_error_type"]) for rows in failed] == [["invalid_row"] * (4 in ROWS[kind])]
+
+
+def test_failures_are_reported_by_each_run_also_by_one_that_fails() -> None:
+    rated = asked(**KINDS["static"], max_failure_rate=0)
+    failures = build_claude_batch_failures_spec(rated)
+    with dg.DagsterInstance.ephemeral() as instance:
+        for key in CITIES.get_partition_keys():
+            dg.materialize(
+                [rated, failures],
+                partition_key=key,
+                resources=RESOURCES,
+                instance=instance,
+                raise_on_error=False,
+            )
+        events = instance.fetch_materializations(failures.key, limit=9).records
+        shown = {
+            event.asset_materialization.partition: event.asset_materialization.metadata
+            for event in events
+            if event.asset_materialization is not None
+        }
+        assert instance.get_materialized_partitions(rated.key) == {"berlin"}
+
+    assert {key: said["dagster/partition_row_count"].value for key, said in shown.items()} == {
+        "berlin": 0,
+        "o'hare": 1,
+    }
+    query = str(shown["o'hare"]["failures_sql"].value).split("\n")[1]
+    with closing(duckdb.connect("w.duckdb")) as connection:
+        assert connection.execute(query).fetchall()[0][:1] == (4,)
+
+
+def test_failures_are_a_line_of_the_lineage_that_nobody_can_press() -> None:
+    rated = asked(**KINDS["daily"], group_name="reviews", owners=["team:data"])
+    failures = build_claude_batch_failures_spec(rated)
+    graph = dg.Definitions(assets=[rated, failures], resources=RESOURCES).resolve_asset_graph()
+
+    node = graph.get(failures.key)
+    assert failures.key == dg.AssetKey("rated_failures")
+    assert node.parent_keys == {rated.key}
+    assert not node.is_executable
+    assert (node.group_name, node.owners) == ("reviews", ["team:data"])
+    assert node.partitions_def == DAYS
+    assert node.metadata["dagster/table_name"] == "main.rated_failures"
+
+
+def test_who_does_not_ask_for_it_has_no_such_asset() -> None:
+    with dg.DagsterInstance.ephemeral() as instance:
+        dg.materialize([asked()], resources=RESOURCES, instance=instance)
+
+        assert set(instance.all_asset_keys()) == {dg.AssetKey("rated")}
+
+
+def test_an_asset_of_another_kind_has_no_failures() -> None:
+    @dg.asset
+    def other() -> None: ...
+
+    with pytest.raises(NoBatchAssetError, match="'other' is not one of"):
+        build_claude_batch_failures_spec(other)
