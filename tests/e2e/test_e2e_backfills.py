@@ -26,8 +26,8 @@ def test_a_backfill_waits_without_a_run_in_progress_and_then_materializes_everyt
     assert waiting == Shown({"materializing": 3}, "REQUESTED", queued=3, batches_out=3)
     assert stage.shown("backfilled_read") == Shown({"materializing": 3}, queued=3)
     assert dagster.failed_and_missing("backfilled") == []
-    assert dagster.runs(statuses=["STARTING", "STARTED"]) == []
-    queued = dagster.runs(statuses=["QUEUED"])
+    assert [run for run in dagster.runs_of("backfilled") if run.is_in_progress] == []
+    queued = [run for run in dagster.runs_of("backfilled") if run.status == "QUEUED"]
     assert sorted(str(run.partition) for run in queued) == list(CITIES)
 
     stage.simulator.end_batches()

@@ -29,6 +29,7 @@ def page() -> Iterator[Page]:
         )
         opened = browser.new_page(viewport={"width": 1500, "height": 950})
         opened.set_default_timeout(60 * SECONDS)
+        expect.set_options(timeout=60 * SECONDS)
         yield opened
         browser.close()
 

@@ -152,6 +152,13 @@ def _launch(world: World) -> dict[str, Run]:
 def _switch_off_and_on(world: World, held: Run, seen: Seen) -> None:
     stage = world.stages["switched_off_and_on"]
     stage.dagster.stop_sensor("other_sensor")
+    # A tick that had begun by then may still let the run go.
+    world.stages["renamed"].wait_for_ticks("claude_batch_sensor")
+    stage.dagster.wait_for(
+        lambda: all(t.status != "STARTED" for t in stage.dagster.ticks("other_sensor", limit=3)),
+        timeout=600,
+        what="the last tick to end",
+    )
     stage.simulator.end_batches()
     world.stages["renamed"].wait_for_ticks("claude_batch_sensor")
     seen.moments["off"] = world.shown()

@@ -18,7 +18,7 @@ def test_a_run_that_no_sensor_would_let_go_fails_before_anything_is_sent(stage: 
     assert "this code location has no sensor for the resource 'claude_unwatched'" in message
     assert "Nothing was submitted. Add `claude_batch_sensor` to the `sensors`" in message
     assert stage.simulator.batches() == before
-    assert stage.dagster.runs(statuses=["QUEUED", "NOT_STARTED"]) == []
+    assert [run.run_id for run in stage.dagster.runs_of("unwatched")] == [run_id]
 
 
 def test_a_run_fails_before_anything_is_sent_while_the_sensor_is_off_and_works_when_it_is_on(
@@ -55,7 +55,7 @@ def test_with_wait_run_the_run_itself_waits_and_nothing_is_queued(stage: Stage) 
     stage.dagster.wait_for(
         lambda: len(stage.simulator.batches()) > before, timeout=600, what="a batch"
     )
-    waiting = stage.dagster.runs(statuses=["STARTED", "QUEUED", "NOT_STARTED"])
+    waiting = [run for run in stage.dagster.runs_of("waiting_in_the_run") if not run.is_ended]
     stage.simulator.end_batches()
     stage.succeed(run_id)
 
