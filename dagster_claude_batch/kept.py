@@ -48,6 +48,7 @@ def in_memory() -> Generator[Connection]:
         kept = _KEPT.of(None)
         connection = kept.enter()
     with _leaving(kept, connection):
+        connection.execute(f"USE {kept.name}.main")
         yield connection
 
 

@@ -275,8 +275,9 @@ def _blocks(content: object, kind: str) -> list[dict[str, Any]]:
 
 def _said(content: object) -> str | None:
     """All text blocks."""
-    texts = [_text(block.get("text")) for block in _blocks(content, "text")]
-    return "".join(text or "" for text in texts) if texts else None
+    found = (_text(block.get("text")) for block in _blocks(content, "text"))
+    texts = [text for text in found if text is not None]
+    return "".join(texts) if texts else None
 
 
 def _tool_input(content: object) -> str | None:

@@ -1,6 +1,7 @@
 """What reads the tables downstream: IO managers, and assets that depend on the failures."""
 
 from contextlib import closing
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from dagster_claude_batch import (
 )
 from dagster_claude_batch.errors import NoBatchAssetError
 
-CITIES = dg.StaticPartitionsDefinition(["berlin", "o'hare"])
+CITIES = dg.StaticPartitionsDefinition(["berlin", "oslo"])
 DAYS = dg.DailyPartitionsDefinition("2026-03-01", end_date="2026-03-03")
 BOTH = dg.MultiPartitionsDefinition({"city": CITIES, "day": DAYS})
 KINDS: dict[str, dict[str, Any]] = {
@@ -31,9 +32,9 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 KEYS = {
     "none": None,
-    "static": "o'hare",
+    "static": "oslo",
     "daily": "2026-03-02",
-    "both": dg.MultiPartitionKey({"city": "o'hare", "day": "2026-03-02"}),
+    "both": dg.MultiPartitionKey({"city": "oslo", "day": "2026-03-02"}),
 }
 ROWS = {"none": [1, 2, 3, 4], "static": [3, 4], "daily": [2, 4], "both": [4]}
 
@@ -47,8 +48,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             CREATE TABLE reviews AS FROM (VALUES
                 ('berlin', 1, DATE '2026-03-01', 'one'),
                 ('berlin', 2, DATE '2026-03-02', 'two'),
-                ('o''hare', 3, DATE '2026-03-01', 'three'),
-                ('o''hare', 4, DATE '2026-03-02', NULL)
+                ('oslo', 3, DATE '2026-03-01', 'three'),
+                ('oslo', 4, DATE '2026-03-02', NULL)
             ) AS r(city, review_id, written_at, review)
             """
         )
@@ -140,9 +141,9 @@ def test_failures_are_reported_by_each_run_also_by_one_that_fails() -> None:
 
     assert {key: said["dagster/partition_row_count"].value for key, said in shown.items()} == {
         "berlin": 0,
-        "o'hare": 1,
+        "oslo": 1,
     }
-    query = str(shown["o'hare"]["failures_sql"].value).split("\n")[1]
+    query = str(shown["oslo"]["failures_sql"].value).split("\n")[1]
     with closing(duckdb.connect("w.duckdb")) as connection:
         assert connection.execute(query).fetchall()[0][:1] == (4,)
 
@@ -174,3 +175,28 @@ def test_an_asset_of_another_kind_has_no_failures() -> None:
 
     with pytest.raises(NoBatchAssetError, match="'other' is not one of"):
         build_claude_batch_failures_spec(other)
+
+
+def test_a_check_of_ones_own_a_freshness_policy_and_selections_go_with_it() -> None:
+    policy = dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=30))
+    rated = asked(freshness_policy=policy, tags={"tier": "gold"}, group_name="reviews")
+
+    @dg.asset_check(asset=rated)
+    def no_empty_answer(duckdb: DuckDBResource) -> dg.AssetCheckResult:
+        with duckdb.get_connection() as connection:
+            empty = connection.execute("SELECT count(*) FROM rated WHERE response = ''").fetchall()
+        return dg.AssetCheckResult(passed=empty == [(0,)])
+
+    result = materialized(rated, no_empty_answer)
+    defs = dg.Definitions(assets=[rated], asset_checks=[no_empty_answer], resources=RESOURCES)
+    graph = defs.resolve_asset_graph()
+
+    assert {each.check_name: each.passed for each in result.get_asset_check_evaluations()} == {
+        "no_empty_answer": True,
+        "every_row_answered": False,
+        "failure_rate": True,
+    }
+    assert graph.get(rated.key).freshness_policy == policy
+    select = dg.AssetSelection
+    for selection in (select.groups("reviews"), select.tag("tier", "gold"), select.kind("duckdb")):
+        assert selection.resolve(graph) == {rated.key}

@@ -15,6 +15,7 @@ from uuid import uuid4
 import dagster as dg
 import duckdb
 import httpx2
+import pytest
 from dagster_duckdb import DuckDBResource
 from pydantic import BaseModel
 
@@ -26,6 +27,8 @@ from dagster_claude_batch.report import PartitionReport, report_on
 from dagster_claude_batch.simulator import Reply, Simulator, SimulatorTransport
 from dagster_claude_batch.warehouse import Warehouse
 from dagster_claude_batch.workbench import Waiting, asset_of
+
+SINCE_DUCKDB_2 = pytest.mark.skipif(duckdb.__version__ < "2", reason="not before DuckDB 2.0")
 
 
 class Sentiment(BaseModel):

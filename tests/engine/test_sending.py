@@ -306,7 +306,7 @@ def test_rows_that_change_before_their_chunk_is_sent_are_asked_as_they_are(proje
 
     run.advance()
 
-    assert made.sent().batches[1] == ["t5", "t6", "t7"]
+    assert sorted(made.sent().batches[1]) == ["t5", "t6", "t7"]
     made.end_batches()
     assert run.advance() is None
     assert made.materialize().rows == []
