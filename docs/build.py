@@ -8,7 +8,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, get_args
 
-import dagster as dg
 import docstring_parser
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
@@ -224,8 +223,6 @@ def _signature(function: Callable[..., Any]) -> str:
 def _default(value: object) -> str:
     if value is inspect.Parameter.empty or value is PydanticUndefined:
         return "required"
-    if isinstance(value, dg.ResourceDefinition):
-        return ""
     return f"`{value!r}`".replace("'", '"')
 
 

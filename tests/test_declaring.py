@@ -181,8 +181,9 @@ def test_a_source_asset_is_the_upstream() -> None:
 def test_the_declaration_survives_what_dagster_does_to_assets() -> None:
     built = build_claude_batch_asset("ratings", **RIGHT)
     (mapped,) = dg.map_asset_specs(lambda spec: spec.replace_attributes(tags={"a": "b"}), [built])
+    owned = mapped.with_attributes(group_names_by_key={mapped.key: "reviews"})
     repository = dg.Definitions(
-        assets=[mapped], resources={"duckdb": 1, "claude_batch": 2}
+        assets=[owned], resources={"duckdb": 1, "claude_batch": 2}
     ).get_repository_def()
 
     found = batch_asset(repository.assets_defs_by_key[dg.AssetKey("ratings")])
