@@ -1,8 +1,7 @@
 """The one loop: find out, land, plan, send, and say what is still waited for."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
 
 import duckdb
 
@@ -24,7 +23,6 @@ from dagster_claude_batch.ledger import Materialization, MaterializationConfig
 from dagster_claude_batch.outstanding import chunks_of
 from dagster_claude_batch.planning import plan_next_pilot, plan_retries
 from dagster_claude_batch.preflight import check_for_rehearsal
-from dagster_claude_batch.pruning import prune
 from dagster_claude_batch.reconciling import Reconciler
 from dagster_claude_batch.rehearsal import Rehearsal, rehearse
 from dagster_claude_batch.sending import Sender
@@ -187,43 +185,6 @@ class Engine(Workbench):
                 self._refuse_after_pilot(after)
             return waiting
 
-    def settle_doubts(self) -> int:
-        """Find out about all that is in doubt, whoever waits for it; how many chunks still are."""
-        if not self._has_ledger():
-            return 0
-        self._reconciler.watch()
-        asset = self.declaration.asset
-        unlanded = self.warehouse.transact(
-            lambda connection: ledger.unlanded_materializations(connection, asset)
-        )
-        self.reconcile(self.read(unlanded))
-        return sum(len(each.in_state("sending")) for each in self.read(unlanded))
-
-    def cancel_open(self, partitions: Collection[str]) -> int:
-        """Cancel all that is open, with ``partitions`` only what asks of any of these; how many.
-
-        What has been answered by then is collected by the runs that wait for it, or by the sensor.
-        """
-        if not self._has_ledger():
-            return 0
-        asset = self.declaration.asset
-        found = self.warehouse.transact(
-            lambda connection: ledger.materializations(connection, asset, "state = 'open'", {})
-        )
-        meant = [m for m in found if not partitions or not set(partitions).isdisjoint(m.partitions)]
-        for each in meant:
-            self.cancel(each)
-        return len(meant)
-
-    def prune(self, age: timedelta) -> int:
-        """Forget what ended so long ago, but for what it cost; how many rows of the ledger."""
-        now, asset = self.claude.now(), self.declaration.asset
-        if not self._has_ledger():
-            return 0
-        return self.warehouse.transact(
-            lambda connection: prune(connection, asset, now - age, now=now)
-        )
-
     def reconcile(self, work: Sequence[Outstanding]) -> bool:
         """Settle doubts about what is out; whether any was."""
         return self._reconciler.reconcile(work).moved
@@ -285,9 +246,13 @@ class Engine(Workbench):
 
     def is_watching(self) -> bool:
         """Whether second copies may still appear of what was sent anew."""
-        return self._has_ledger() and bool(self.warehouse.transact(self._reconciler.watched))
+        return self.has_ledger() and bool(self.warehouse.transact(self._reconciler.watched))
 
-    def _has_ledger(self) -> bool:
+    def watch(self) -> None:
+        """Look for second copies of what was sent anew."""
+        self._reconciler.watch()
+
+    def has_ledger(self) -> bool:
         """Whether there is a ledger, which then is of this version; none is made."""
 
         def work(connection: Connection) -> bool:
@@ -311,7 +276,7 @@ class Engine(Workbench):
         left, refused = 0, list[CredentialsRefusedError]()
         if abandoned_runs:
             self.warehouse.require_file()
-        if not self._has_ledger():
+        if not self.has_ledger():
             return 0
         self._reconciler.watch()
         for each, runs in self.warehouse.transact(self._unlanded):

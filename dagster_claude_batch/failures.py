@@ -24,7 +24,7 @@ def build_claude_batch_failures_spec(asset: dg.AssetsDefinition) -> dg.AssetSpec
 
     It is for the lineage, and for what depends on failures: nobody materializes it by itself, for
     each run of ``asset`` reports it too, also one that fails. Put it into the `assets` of your
-    definitions. Dagster's DuckDB IO managers can read it.
+    definitions. Dagster's DuckDB IO managers can read it if ``table`` is not another name.
 
     Args:
         asset: What `build_claude_batch_asset` has returned.

@@ -9,7 +9,7 @@ from typing import Any, Final
 import dagster as dg
 from pydantic import Field
 
-from dagster_claude_batch import held_run
+from dagster_claude_batch import by_hand, held_run
 from dagster_claude_batch.advance import Engine
 from dagster_claude_batch.batch_asset import BatchAsset, batch_assets_of, engine_of_job
 from dagster_claude_batch.deleting import delete_landed
@@ -95,15 +95,15 @@ def _collect(desk: _Desk, _: dg.Config) -> int:
 
 
 def _reconcile(desk: _Desk, _: dg.Config) -> int:
-    return desk.engine.settle_doubts()
+    return by_hand.settle_doubts(desk.engine)
 
 
 def _cancel(desk: _Desk, config: CancelConfig) -> int:
-    return desk.engine.cancel_open(config.partitions)
+    return by_hand.cancel_open(desk.engine, config.partitions)
 
 
 def _prune(desk: _Desk, config: PruneConfig) -> int:
-    return desk.engine.prune(timedelta(days=config.older_than_days))
+    return by_hand.forget(desk.engine, timedelta(days=config.older_than_days))
 
 
 def _delete(desk: _Desk, _: dg.Config) -> int:

@@ -70,12 +70,11 @@ def _finish(run: "Run") -> Iterator[Any]:
             context.log_event(observation)
         finishing.refuse_left(declaration, reports)
         return
-    shown = [each for each in reports if each.partition not in run.deleted_partitions]
+    deleted = run.deleted_partitions
+    shown = [each for each in reports if each.partition not in deleted]
     for event in failures.reported(context.assets_def, run.key, declaration, shown):
         context.log_event(event)
-    yield from finishing.finish(
-        context, run.key, declaration, reports, deleted=run.deleted_partitions
-    )
+    yield from finishing.finish(context, run.key, declaration, reports, deleted=deleted)
 
 
 @dataclass

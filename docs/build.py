@@ -211,13 +211,12 @@ def _summary(documented: object) -> str:
     return _line(parsed.short_description or "")
 
 
-def _signature(function: Callable[..., Any]) -> str:
-    shown = []
-    for each in list(inspect.signature(function).parameters.values())[1:]:
-        default = "" if each.default is each.empty else f"={each.default}"
-        star = "*, " if each.kind is each.KEYWORD_ONLY and "*, " not in "".join(shown) else ""
-        shown.append(f"{star}{each.name}{default}")
-    return f"({', '.join(shown)})"
+def _signature(method: Callable[..., Any]) -> str:
+    """The parameters of a method and their defaults, without types."""
+    signature = inspect.signature(method)
+    _, *parameters = signature.parameters.values()
+    shown = [each.replace(annotation=each.empty) for each in parameters]
+    return str(signature.replace(parameters=shown, return_annotation=signature.empty))
 
 
 def _default(value: object) -> str:

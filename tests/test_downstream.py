@@ -70,11 +70,8 @@ RESOURCES = {
 }
 
 
-def materialized(
-    *assets: Any, kind: str = "none", raises: bool = True
-) -> dg.ExecuteInProcessResult:
-    key = KEYS[kind]
-    return dg.materialize(assets, resources=RESOURCES, partition_key=key, raise_on_error=raises)
+def materialized(*assets: Any, kind: str = "none") -> dg.ExecuteInProcessResult:
+    return dg.materialize(assets, resources=RESOURCES, partition_key=KEYS[kind])
 
 
 def reader(

@@ -48,9 +48,9 @@ class ClaudeBatchScaffolder(dg.Scaffolder[ScaffoldParams]):
 
 _ASSETS: Final = "The assets, one or more."
 _SENSOR: Final = (
-    "Whether the sensor that collects comes along. Say false if your definitions have it already."
+    "Whether the sensor that collects comes along, once for all that need it. Say false for one of "
+    "your own."
 )
-
 _FAILURES: Final = (
     "Whether each failures table is an asset of its own in the lineage, on which others can depend."
 )

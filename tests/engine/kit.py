@@ -28,7 +28,9 @@ from dagster_claude_batch.simulator import Reply, Simulator, SimulatorTransport
 from dagster_claude_batch.warehouse import Warehouse
 from dagster_claude_batch.workbench import Waiting, asset_of
 
-SINCE_DUCKDB_2 = pytest.mark.skipif(duckdb.__version__ < "2", reason="not before DuckDB 2.0")
+SINCE_DUCKDB_2 = pytest.mark.skipif(
+    int(duckdb.__version__.split(".")[0]) < 2, reason="not before DuckDB 2.0"
+)
 
 
 class Sentiment(BaseModel):

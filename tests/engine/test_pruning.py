@@ -5,12 +5,14 @@ from datetime import timedelta
 import pytest
 from kit import Project
 
+from dagster_claude_batch import by_hand
+
 SPENDING = "SELECT * FROM claude_batch.spending ORDER BY ALL"
 
 
 def pruned(made: Project, *, days: float) -> int:
     """Prune what ended so many days ago."""
-    return made.engine().prune(timedelta(days=days))
+    return by_hand.forget(made.engine(), timedelta(days=days))
 
 
 def pass_days(made: Project, days: int) -> None:

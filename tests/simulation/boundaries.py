@@ -40,9 +40,8 @@ NOT_THE_ENGINE: Final = {
     "deleting": "only what has landed, and the next run does it again: engine/test_remote_results",
     "spending": "only reads, and is no part of any run",
     "advance.Engine.partitions_of_run:transact": "only reads, before anything else is done",
-    "advance.Engine.settle_doubts:transact": "only reads, before it does what runs do",
-    "advance.Engine.cancel_open:transact": "only reads, before it does what runs do",
-    "advance.Engine.prune:transact": "no world is that old: tests/engine/test_pruning",
+    "by_hand": "reads, before it does what runs do; or forgets, for which no world is old enough: "
+    "tests/engine/test_pruning",
     "steadiness.Steadiness.check:transact": "only reads, and is asked again when it is stale",
     "advance.Engine.rehearse:transact": "is rolled back, and pays for nothing",
     "resource": "the verbs themselves",
