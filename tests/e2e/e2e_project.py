@@ -184,7 +184,7 @@ defs = dg.Definitions(
             cancel_after_seconds=1,
         ),
         build_claude_batch_sensor(
-            "drowsy_sensor", claude_resource="claude_drowsy", minimum_interval_seconds=2
+            "drowsy_sensor", claude_resource="claude_drowsy", minimum_interval_seconds=5
         ),
     ],
     resources={

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import pytest
 from e2e_situations import Shown
 from e2e_stage import Stage
 
@@ -22,9 +23,9 @@ def test_collecting_by_hand_lets_a_run_go_that_the_sensor_would_look_at_tomorrow
 ) -> None:
     stage.ask("collected_by_hand", 3)
     held = stage.held_by(stage.dagster.materialize("collected_by_hand", partition="berlin"))
-    stage.wait_for_ticks("drowsy_sensor")
+    stage.wait_for_ticks("drowsy_sensor", count=1)  # its first look is at once
     stage.simulator.end_batches()
-    stage.wait_for_ticks("drowsy_sensor")
+    stage.wait_for_ticks("drowsy_sensor", count=1)
     assert stage.dagster.run(held.run_id).status == "QUEUED"
 
     _start(stage, "collect")
@@ -34,6 +35,7 @@ def test_collecting_by_hand_lets_a_run_go_that_the_sensor_would_look_at_tomorrow
     assert stage.sql("SELECT count(*) FROM collected_by_hand") == [(3,)]
 
 
+@pytest.mark.exhaustive
 def test_cancelling_by_hand_ends_the_batch_and_the_wait_and_what_was_answered_is_kept(
     stage: Stage,
 ) -> None:
