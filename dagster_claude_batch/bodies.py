@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dagster_claude_batch import chunks, warehouse
+from dagster_claude_batch.arrow import values_of
 from dagster_claude_batch.chunks import Chunk
 from dagster_claude_batch.declaration import Declaration
 from dagster_claude_batch.errors import NO_ROOM, NoTemporarySpaceError
@@ -26,7 +27,7 @@ from dagster_claude_batch.source import (
     refuse_changed_keys,
     select_rows,
 )
-from dagster_claude_batch.warehouse import Connection, read_arrow, values_of
+from dagster_claude_batch.warehouse import Connection, read_arrow
 
 MAX_SPOOLED_BYTES: Final = 512_000_000
 """Bodies that wait on disk at the same time."""
@@ -173,10 +174,11 @@ def _lines(
     spools: Sequence["_Spool"],
     known_by: str,
 ) -> pa.RecordBatchReader:
-    """The requests of the chosen rows, each behind its comma, in the order of their chunks.
+    """The requests of the chosen rows, each behind its comma.
 
-    With the number of rows of each, whether these are as they were planned, and whether the
-    request is the next of its chunk.
+    Columns: chunk id, whether the rows are as they were planned, the request, its ordinal, the
+    number of its rows, and what it has more bytes than tokens, if that may be any. They come as
+    the source is read, which is how they were numbered: to sort them, all would be in memory.
     """
     scope = Scope({}, parameters=dict(query.parameters))
     if declaration.packing is None and not any(each.shares for each in spools):
@@ -193,7 +195,6 @@ def _lines(
         FROM ({found}) AS p
         JOIN (SELECT unnest($chunk_ids::BIGINT[]) AS chunk_id, unnest($nonces) AS nonce) AS n
             ON n.chunk_id = p.chunk_id
-        ORDER BY p.chunk_id, p.ordinal
         """,
         {
             **scope.parameters,
@@ -297,20 +298,24 @@ def _choose(
 
 def _distribute(batch: pa.RecordBatch, spools: Mapping[int, "_Spool"]) -> None:
     """Give each chunk its lines, as the bytes that DuckDB made."""
+    numbers = list(zip(values_of(batch, 0), values_of(batch, 3), strict=True))
+    in_order = sorted(range(len(numbers)), key=numbers.__getitem__)
+    if in_order != list(range(len(numbers))):
+        batch = batch.take(pa.array(in_order, pa.int64()))
     lines = cast("pa.StringArray", batch.column(2))
     unchanged, ordinals, counts = (values_of(batch, column) for column in (1, 3, 4))
     surplus = values_of(batch, _COLUMNS) if batch.num_columns > _COLUMNS else None
     start = 0
     for chunk_id, group in itertools.groupby(values_of(batch, 0)):
         stop = start + sum(1 for _ in group)
-        first = spools[chunk_id].lines
-        in_order = ordinals[start:stop] == list(range(first, first + stop - start))
-        is_fresh = in_order and all(unchanged[start:stop])
-        spools[chunk_id].found += sum(counts[start:stop])
+        spool = spools[chunk_id]
+        spool.found += sum(counts[start:stop])
+        spool.ordinals.update(ordinals[start:stop])
         written = lines.slice(start, stop - start)
-        spools[chunk_id].write(written, is_fresh=is_fresh)
+        is_fresh = all(unchanged[start:stop])
+        spool.write(written, is_fresh=is_fresh)
         if is_fresh:  # a row that cannot be asked any more has no request
-            spools[chunk_id].weigh(written, surplus[start:stop] if surplus else None)
+            spool.weigh(written, surplus[start:stop] if surplus else None)
         start = stop
 
 
@@ -329,6 +334,7 @@ class _Spool:
     sha256: Any = field(default_factory=hashlib.sha256)
     size: int = 0
     lines: int = 0
+    ordinals: set[int] = field(default_factory=set[int])
     unchanged: bool = True
     surplus: int = 0
     largest: int = 0
@@ -340,9 +346,9 @@ class _Spool:
 
     @property
     def is_fresh(self) -> bool:
-        """Whether each planned row is there, as it was planned."""
-        is_whole = self.found == self.planned and self.lines == self.chunk.requests
-        return self.unchanged and is_whole
+        """Whether each planned row is there, once, and as it was planned."""
+        are_all_there = self.found == self.planned and len(self.ordinals) == self.chunk.requests
+        return self.unchanged and are_all_there and self.lines == self.chunk.requests
 
     def write(self, lines: pa.StringArray, *, is_fresh: bool) -> None:
         self.unchanged &= is_fresh
@@ -390,13 +396,15 @@ class _Spool:
 def example_params(body: Body, most: int) -> list[dict[str, Any]]:
     """The ``params`` of so many of a body's first requests."""
     body.file.seek(0)
-    text = bytearray()
-    following = f',{{"custom_id":"{body.nonce}-{most}"'.encode()
-    while following not in text[-2 * _PIECE :] and (piece := body.file.read(_PIECE)):
+    text, begun = bytearray(), 0
+    following = f',{{"custom_id":"{body.nonce}-'.encode()
+    while begun < most and (piece := body.file.read(_PIECE)):
+        beyond = max(0, len(text) - len(following) + 1)
         text += piece
-    whole, found, _ = bytes(text).partition(following)
-    requests = json.loads(whole + b"]}" if found else whole)["requests"]
-    return [dict(each["params"]) for each in requests]
+        begun += text.count(following, beyond)
+    first = text.split(following)[:most]
+    whole = following.join(first) + b"]}" if begun >= most else text
+    return [dict(each["params"]) for each in json.loads(whole)["requests"]]
 
 
 _PIECE: Final = 2**16

@@ -6,8 +6,9 @@ row would take longer than writing the row.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import ROUND_HALF_UP, Decimal, InvalidOperation
+from functools import lru_cache
 
 from genai_prices import Usage, calc_price
 from genai_prices.types import ModelPrice, Tier, TieredPrices
@@ -147,6 +148,12 @@ def batch_prices(model: str, *, at: datetime | None = None) -> Prices | None:
     None when the model is unknown, or when no batch price is known for that time: then the
     cost is unknown, which is NULL and never 0.
     """
+    return _batch_prices(model, (at or datetime.now(UTC)).replace(second=0, microsecond=0))
+
+
+@lru_cache(maxsize=64)
+def _batch_prices(model: str, at: datetime) -> Prices | None:
+    """The same for a minute, in which it is asked several times for each chunk."""
     batch = _model_price(model, at, {"processing": "batch"})
     # Without a batch price, genai_prices answers with the standard price and no warning.
     if batch is None or batch == _model_price(model, at, {}):

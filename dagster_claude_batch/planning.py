@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Final
 
 from dagster_claude_batch import ledger
+from dagster_claude_batch.arrow import values_of
 from dagster_claude_batch.chunking import SizeLimits, into_chunks, into_chunks_by_count
 from dagster_claude_batch.chunks import (
     Chunk,
@@ -37,7 +38,7 @@ from dagster_claude_batch.outstanding import chunks_of, held_elsewhere
 from dagster_claude_batch.plan import Plan
 from dagster_claude_batch.settling import row_examples
 from dagster_claude_batch.source import PartitionSlice
-from dagster_claude_batch.warehouse import read_arrow, row, rows, values_of
+from dagster_claude_batch.warehouse import read_arrow, row, rows
 
 REQUEST_OVERHEAD: Final = 100
 """Bytes of a request besides its parameters: the custom id and the JSON around it."""

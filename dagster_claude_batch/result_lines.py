@@ -13,7 +13,9 @@ from typing import IO, Any, Final, NamedTuple, TypeGuard
 import pyarrow as pa
 
 from dagster_claude_batch import duckdb_errors, kept
-from dagster_claude_batch.warehouse import columns_of, read_arrow
+from dagster_claude_batch.arrow import columns_of
+from dagster_claude_batch.outcomes import ANSWER_STOP_REASONS
+from dagster_claude_batch.warehouse import read_arrow
 
 _COLUMNS: Final = {
     "custom_id": "VARCHAR",
@@ -57,7 +59,8 @@ _LINES: Final = f"""
         CAST(list_transform(list_filter(
             message.content, lambda b: b."type" = 'tool_use'), lambda b: b.input)[1] AS VARCHAR)
             AS tool_input,
-        CAST(to_json(list_transform(message.content, lambda b: b.citations)) AS VARCHAR)
+        CASE WHEN $cites THEN
+            CAST(to_json(list_transform(message.content, lambda b: b.citations)) AS VARCHAR) END
             AS citations,
         {_COUNTS},
         error.error."type" AS error_type, error.error.message AS error_message,
@@ -106,13 +109,27 @@ def private_file() -> Generator[IO[bytes]]:
         yield file
 
 
-def read_lines(file: IO[bytes]) -> Iterator[pa.RecordBatch]:
+def read_lines(
+    file: IO[bytes], *, text: str = "text", proven: str = "false", cites: bool = True
+) -> Iterator[pa.RecordBatch]:
     """Read the lines of a file whose every line DuckDB takes: columns as the fields of `Line`.
+
+    Then ``is_proven`` and ``is_open``: of lines that end as answers do, and have a ``text``, those
+    of which ``proven`` holds, a condition on these columns, and the others. Unless ``cites``, there
+    are no citations.
 
     Raises:
         duckdb_errors.RAISED: One of them it does not take. Some lines may have been read by then.
     """
-    return _read(file, lenient=False, longest=_LONGEST_LINE)
+    is_answer = f"type = 'succeeded' AND list_contains($ended, stop_reason) AND {text} NOT NULL"
+    sql = (
+        f"SELECT * EXCLUDE (is_answer, is_proven), is_answer AND is_proven AS is_proven, "
+        f"is_answer AND NOT is_proven AS is_open FROM (SELECT *, "
+        f"coalesce({is_answer}, false) AS is_answer, coalesce({proven}, false) AS is_proven "
+        f"FROM ({_LINES}))"
+    )
+    ended = sorted(ANSWER_STOP_REASONS)
+    return _read(file, sql, lenient=False, longest=_LONGEST_LINE, cites=cites, ended=ended)
 
 
 def read_bad_lines(file: IO[bytes]) -> Iterator[Line]:
@@ -124,7 +141,8 @@ def read_bad_lines(file: IO[bytes]) -> Iterator[Line]:
         unsound, longest = _sift(file, sound)
         ignored = 0
         try:
-            for batch in _read(sound, lenient=True, longest=max(longest, _LONGEST_LINE)):
+            most = max(longest, _LONGEST_LINE)
+            for batch in _read(sound, _LINES, lenient=True, longest=most, cites=True):
                 for line in lines_of(batch):
                     ignored += line.custom_id is None
                     yield line
@@ -140,13 +158,12 @@ def read_bad_lines(file: IO[bytes]) -> Iterator[Line]:
 
 def lines_of(batch: pa.RecordBatch) -> Iterator[Line]:
     """The same lines one by one."""
-    return map(Line._make, zip(*columns_of(batch), strict=True))
+    return map(Line._make, zip(*columns_of(batch)[: len(Line._fields)], strict=True))
 
 
-def _read(file: IO[bytes], *, lenient: bool, longest: int) -> Iterator[pa.RecordBatch]:
+def _read(file: IO[bytes], lines: str, **options: object) -> Iterator[pa.RecordBatch]:
     kinds = (f"{name}: '{kind.replace(chr(10), ' ')}'" for name, kind in _COLUMNS.items())
-    sql = _LINES.replace("$columns", "{" + ", ".join(kinds) + "}")
-    options = {"lenient": lenient, "longest": longest}
+    sql = lines.replace("$columns", "{" + ", ".join(kinds) + "}")
     with kept.in_memory() as connection:
         connection.execute("SET produce_arrow_string_view = false")
         connection.execute("SET arrow_large_buffer_size = true")

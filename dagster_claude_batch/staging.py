@@ -2,15 +2,24 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from typing import IO, Any, Final
 
 import pyarrow as pa
 
 from dagster_claude_batch import duckdb_errors
+from dagster_claude_batch.arrow import (
+    are_both_valid,
+    mask_of,
+    only_where,
+    put_where,
+    recast,
+    split,
+    texts_of,
+    utf8_where,
+    values_of,
+)
 from dagster_claude_batch.errors import InvalidOutputError
 from dagster_claude_batch.judging import Judged, judge, judge_several
-from dagster_claude_batch.outcomes import ANSWER_STOP_REASONS
 from dagster_claude_batch.output import Output
 from dagster_claude_batch.result_lines import (
     Line,
@@ -19,7 +28,6 @@ from dagster_claude_batch.result_lines import (
     read_bad_lines,
     read_lines,
 )
-from dagster_claude_batch.warehouse import values_of, values_of_utf8
 
 STAGED: Final = pa.schema(
     [
@@ -51,10 +59,6 @@ _UNREADABLE, _UNBILLED, _BILLED, _ANSWERED = range(1, 5)
 _ROWS_PER_BATCH: Final = 8_192
 _TEXT_PER_BATCH: Final = 2**27
 """Characters; an Arrow array of strings ends at 2 GiB."""
-
-
-_Usual = tuple[int, int, bytes]
-"""Where in its record batch a line is, its ordinal, and the columns of its answer as JSON."""
 
 
 class Staging:
@@ -93,7 +97,7 @@ class Staging:
         """Stage what a results file holds that is better; why it cannot be one, or None."""
         before = len(self._batches)
         try:
-            found = [self._add_batch(batch) for batch in read_lines(file)]
+            found = [self._add_batch(batch) for batch in self._lines(file)]
         except duckdb_errors.RAISED:
             # One bad line fails the statement as a whole, whatever has been read by then.
             found = [self._add(read_bad_lines(file))]
@@ -111,33 +115,48 @@ class Staging:
         last = {question: place for place, question in enumerate(places)}
         return table.take(pa.array(last.values(), pa.int64()))
 
+    def _lines(self, file: IO[bytes]) -> Iterable[pa.RecordBatch]:
+        """The lines, and which of them the output's grammar proves to be answers."""
+        grammar = None if self._questions else self._output.grammar
+        text = Line._fields[self._text_column]
+        proven = "false" if grammar is None else grammar.sql(text)
+        return read_lines(file, text=text, proven=proven, cites=self._output.cites)
+
+    @property
+    def _text_column(self) -> int:
+        return _TOOL_INPUT if self._output.is_of_tool else _TEXT
+
     def _add_batch(self, batch: pa.RecordBatch) -> bool:
         """Add lines that are better than what is here; False if all there are are not ours."""
-        usual = self._usual(batch)
-        if not usual:
-            return self._add(lines_of(batch))
-        places = [place for place, _, _ in usual]
-        self._batches += _answered(batch, usual)
-        self._worth |= dict.fromkeys((ordinal for _, ordinal, _ in usual), _ANSWERED)
-        rest = sorted(set(range(batch.num_rows)).difference(places))
-        self._add(lines_of(batch.take(pa.array(rest, pa.int64()))))
-        return True
-
-    def _usual(self, batch: pa.RecordBatch) -> list[_Usual]:
-        """What nearly all lines are: the only one of its request, and an answer to one question."""
         ordinals = [self._ordinal_of(custom_id) for custom_id in values_of(batch, 0)]
+        if not self._may_be_usual(batch, ordinals):
+            return self._add(lines_of(batch))
+        answers, numbers = self._answers(batch), pa.array(ordinals, pa.int32())
+        is_usual = are_both_valid(answers, numbers)
+        answered, _ = split(_answered(batch, numbers, answers), is_usual)
+        _, others = split(batch, is_usual)
+        self._batches.append(answered)
+        self._worth |= dict.fromkeys(values_of(answered, _ORDINAL_COLUMN), _ANSWERED)
+        return self._add(lines_of(others)) or answered.num_rows > 0
+
+    def _may_be_usual(self, batch: pa.RecordBatch, ordinals: Sequence[int | None]) -> bool:
+        """Whether lines may be what nearly all are: the one of its request, to one question."""
+        if self._questions or self._output.cites or batch.nbytes > _TEXT_PER_BATCH:
+            return False
         ours = [ordinal for ordinal in ordinals if ordinal is not None]
-        are_new = len(set(ours)) == len(ours) and self._worth.keys().isdisjoint(ours)
-        if self._questions or self._output.cites or not are_new or batch.nbytes > _TEXT_PER_BATCH:
-            return []
-        texts = _texts_of(batch, self._output)
-        found: list[_Usual] = []
-        for place, (ordinal, text) in enumerate(zip(ordinals, texts, strict=True)):
-            if ordinal is None or text is None:
-                continue
-            with suppress(InvalidOutputError):  # then it is no answer, and looked at again
-                found.append((place, ordinal, self._output.validate_utf8(text)))
-        return found
+        return len(set(ours)) == len(ours) and self._worth.keys().isdisjoint(ours)
+
+    def _answers(self, batch: pa.RecordBatch) -> pa.StringArray:
+        """The columns of each line's answer as JSON; NULL where one has to look at the line."""
+        texts, is_open = texts_of(batch, self._text_column), mask_of(batch, _IS_OPEN)
+        proven = only_where(texts, mask_of(batch, _IS_PROVEN))
+        return put_where(proven, is_open, [*map(self._validated, utf8_where(texts, is_open))])
+
+    def _validated(self, text: bytes) -> bytes | None:
+        try:
+            return self._output.validate_utf8(text)
+        except InvalidOutputError:  # then it is no answer, and looked at again
+            return None
 
     def _add(self, lines: Iterable[Line]) -> bool:
         """The same, line by line."""
@@ -229,34 +248,22 @@ def _row(line: Line, ordinal: int, position: int, judged: Judged) -> tuple[Any, 
 # --- many lines at once ---------------------------------------------------------------------
 
 
-def _texts_of(batch: pa.RecordBatch, output: Output) -> list[bytes | None]:
-    """The texts that answer, in UTF-8; None where there is none, or where one has to look."""
-    kinds, reasons = values_of(batch, _TYPE), values_of(batch, _STOP_REASON)
-    texts = values_of_utf8(batch, _TOOL_INPUT if output.is_of_tool else _TEXT)
-    return [
-        text if kind == "succeeded" and reason in ANSWER_STOP_REASONS else None
-        for text, kind, reason in zip(texts, kinds, reasons, strict=True)
-    ]
+_TEXT, _TOOL_INPUT = (Line._fields.index(name) for name in ("text", "tool_input"))
+_IS_PROVEN, _IS_OPEN = len(Line._fields), len(Line._fields) + 1
+_ORDINAL_COLUMN: Final = STAGED.names.index("ordinal")
 
 
-_TYPE, _STOP_REASON, _TEXT, _TOOL_INPUT = (
-    Line._fields.index(name) for name in ("type", "stop_reason", "text", "tool_input")
-)
-
-
-def _answered(batch: pa.RecordBatch, usual: Sequence[_Usual]) -> list[pa.RecordBatch]:
-    """Stage lines of answers."""
-    places, ordinals, answers = zip(*usual, strict=True)
-    lines = pa.Table.from_batches([batch]).select(_CARRIED).take(pa.array(places, pa.int64()))
-    columns = {
-        "ordinal": pa.array(ordinals, pa.int32()),
-        "position": pa.array([0] * len(usual), pa.int32()),
-        "answer": pa.array(answers, pa.binary()).view(pa.string()),
-        **{name: lines.column(name) for name in _CARRIED},
+def _answered(
+    batch: pa.RecordBatch, ordinals: pa.Int32Array, answers: pa.StringArray
+) -> pa.RecordBatch:
+    """Stage lines as those of answers."""
+    columns: dict[str, pa.Array[Any]] = {
+        "ordinal": ordinals,
+        "position": pa.repeat(pa.scalar(0, pa.int32()), batch.num_rows),
+        "answer": answers,
+        **{name: batch.column(name) for name in _CARRIED},
     }
-    nothing = pa.nulls(len(usual))
-    table = pa.table([columns.get(name, nothing) for name in STAGED.names], STAGED.names)
-    return table.cast(STAGED).to_batches()
+    return recast(columns, STAGED, batch.num_rows)
 
 
 _CARRIED: Final = [n for n in STAGED.names if n in Line._fields and n != "error_message"]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, TypeVar
 
 import duckdb
 import pyarrow as pa
@@ -252,19 +252,3 @@ def row(
     if not found:
         raise LookupError(sql)
     return found[0]
-
-
-def values_of(batch: pa.RecordBatch, column: int) -> list[Any]:
-    """A column's values as Python objects."""
-    return cast("list[Any]", batch.column(column).to_pylist())  # pyright: ignore[reportUnknownMemberType]  # pyarrow's stubs leave the values open
-
-
-def values_of_utf8(batch: pa.RecordBatch, column: int) -> list[bytes | None]:
-    """A column of strings as bytes in UTF-8."""
-    texts = batch.column(column).cast(pa.large_binary())  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]  # as above
-    return texts.to_pylist()
-
-
-def columns_of(batch: pa.RecordBatch) -> list[list[Any]]:
-    """All columns' values as Python objects."""
-    return [values_of(batch, number) for number in range(batch.num_columns)]

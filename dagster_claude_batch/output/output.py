@@ -10,6 +10,7 @@ import pydantic
 from dagster_claude_batch.errors import InvalidOutputError
 from dagster_claude_batch.output.columns import OutputColumn, columns, structure
 from dagster_claude_batch.output.fields import checked_model, read_fields
+from dagster_claude_batch.output.grammar import Grammar, grammar_of
 from dagster_claude_batch.output.place import Place
 from dagster_claude_batch.output.schema import declared_schema, sent_schema
 from dagster_claude_batch.output.validating import Validator, text_as_columns
@@ -24,9 +25,10 @@ class Output:
     The order of ``properties`` means something to Claude, so dump it without sorting keys.
     Both are None without a model. ``transform_structure`` is the structure with which
     DuckDB's ``json_transform_strict`` turns what `validate` returns into a STRUCT of the
-    columns. ``validate_utf8`` is `validate` of bytes in UTF-8. ``is_of_tool``: the answer is the
-    input of the tool that Claude has to use.
-    ``cites``: beside the text stands what it cites.
+    columns. ``grammar``, if there is one, tells answers of which `validate` would return the
+    same JSON in another spelling. ``validate_utf8`` is `validate` of bytes in UTF-8.
+    ``is_of_tool``: the answer is the input of the tool that Claude has to use. ``cites``: beside
+    the text stands what it cites.
     """
 
     columns: tuple[OutputColumn, ...]
@@ -34,6 +36,7 @@ class Output:
     declared_schema: dict[str, Any] | None
     transform_structure: str
     validate_utf8: Callable[[bytes], bytes] = field(repr=False, compare=False)
+    grammar: Grammar | None = None
     is_of_tool: bool = False
     cites: bool = False
 
@@ -55,6 +58,7 @@ class Output:
             declared_schema=declared,
             transform_structure=json.dumps(structure(fields), ensure_ascii=False),
             validate_utf8=Validator(model, fields),
+            grammar=grammar_of(model, structure(fields)),
         )
 
     def citing(self) -> "Output":

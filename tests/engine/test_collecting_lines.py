@@ -346,5 +346,7 @@ def test_untouched_lines_are_staged_as_if_no_line_had_been_spoilt(
     staged = stage(*bad, size=2000, output=output)
 
     expected = stage(*sound, size=2000, output=output)
+    for row in (*staged.values(), *expected.values()):
+        row["answer"] = row["answer"] and json.loads(row["answer"])  # whatever its spelling
     assert {n: staged.get(n) for n in untouched} == {n: expected[n] for n in untouched}
     assert staged.keys() <= expected.keys()

@@ -313,6 +313,27 @@ def test_rows_that_change_before_their_chunk_is_sent_are_asked_as_they_are(proje
     assert made.failures() == [("t9", "invalid_row")]
 
 
+def test_a_source_in_another_order_than_it_was_planned_in_is_sent_whole(project: Make) -> None:
+    made = project(chunk_size=5, claude={"max_in_flight_requests": 5})
+    made.load([("tweets", f"t{n}", f"It is {n}.") for n in range(15)])
+    run = made.start()
+    made.sql("CREATE TABLE other AS FROM texts ORDER BY hash(id)")
+    made.sql("DROP TABLE texts")
+    made.sql("ALTER TABLE other RENAME TO texts")
+    made.end_batches()
+    run.advance()
+    made.end_batches()
+    run.advance()
+
+    batches = made.claude.simulator.batches()
+    numbers = [
+        [custom_id.rpartition("-")[2] for custom_id, _ in made.claude.simulator.requests(batch.id)]
+        for batch in batches
+    ]
+    assert numbers == [[str(n) for n in range(5)]] * 3
+    assert sorted(made.sent().batches[-1]) == [f"t{n}" for n in range(10, 15)]
+
+
 def test_the_body_that_was_sent_is_the_one_in_the_ledger(tweets: Project) -> None:
     tweets.start()
 
