@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import fields
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,7 +31,7 @@ from dagster_claude_batch import (
     claude_batch_sensor,
 )
 from dagster_claude_batch.batch_asset import batch_asset
-from dagster_claude_batch.component.asset import ClaudeBatchAsset
+from dagster_claude_batch.component.asset import IN_YAML, ClaudeBatchAsset
 from dagster_claude_batch.declaration import Declaration
 from dagster_claude_batch.errors import InvalidOutputError
 
@@ -196,6 +196,88 @@ EAGER = (
     else "{{ dg.AutomationCondition.eager() }}"
 )
 """Templates of Dagster 1.12 know less."""
+
+
+def forms() -> dict[str, dict[str, Any]]:
+    """What editors and `dg docs` are told of each thing that can be written."""
+    schema = ClaudeBatchComponent.get_model_cls().model_json_schema()
+    return {"ClaudeBatchComponent": schema, **schema["$defs"]}
+
+
+def test_editors_are_told_what_each_field_means() -> None:
+    nameless = [
+        f"{name}.{field}"
+        for name, form in forms().items()
+        for field, told in form["properties"].items()
+        if not told.get("description")
+    ]
+
+    assert nameless == []
+    assert [
+        name
+        for name, form in forms().items()
+        if name != "ClaudeBatchAssetModel" and not form.get("description")
+    ] == []
+
+
+ELSEWHERE = ("my_project", "package.module")
+
+
+def shown_to_editors() -> Iterator[Any]:
+    """Each example that editors and the reference show: the argument, and what is written."""
+    for form in forms().values():
+        argument = form["title"].partition(":")[0]
+        for example in form.get("examples", ()):
+            written = {"prompt": ["What is it?", example], "output": {"column": example}}
+            yield argument, written.get(argument, example)
+    for argument, said in IN_YAML.items():
+        for text in re.findall(r"`([{\[][^`…]*)`", said):
+            is_template = text.startswith("{{")
+            yield argument, text if is_template else yaml.safe_load(text)
+
+
+@pytest.mark.parametrize(
+    ("argument", "written"),
+    [each for each in shown_to_editors() if not any(name in str(each) for name in ELSEWHERE)],
+    ids=str,
+)
+def test_every_example_that_editors_show_can_be_declared(argument: str, written: Any) -> None:
+    if isinstance(written, str) and ("dg." in written) == dg.__version__.startswith("1.12."):
+        pytest.skip("a template of another Dagster")
+    more = {argument: written}
+    if argument == "partitions_def":
+        names = written.get("dimensions", ())
+        more["partition_expr"] = dict.fromkeys(names, "part") or "part"
+
+    with loaded(SMALL | more) as defs:
+        assert defs.resolve_assets_def("small")
+
+
+def test_a_template_of_ones_own_makes_what_yaml_has_no_words_for() -> None:
+    policies = """
+import datetime
+import dagster as dg
+
+@dg.template_var
+def each_morning():
+    return dg.FreshnessPolicy.cron("0 9 * * *", datetime.timedelta(hours=2))
+"""
+    written = SMALL | {"freshness_policy": "{{ each_morning }}"}
+    with create_defs_folder_sandbox() as sandbox:
+        folder = sandbox.scaffold_component(
+            component_cls=ClaudeBatchComponent,
+            defs_yaml_contents={
+                "type": "dagster_claude_batch.ClaudeBatchComponent",
+                "template_vars_module": ".template_vars",
+                "attributes": {"assets": [written]},
+            },
+        )
+        (folder / "template_vars.py").write_text(policies)
+        (sandbox.defs_folder_path / "resources.py").write_text(RESOURCES)
+        with sandbox.build_all_defs() as defs:
+            (spec,) = defs.resolve_assets_def("small").specs
+
+    assert spec.freshness_policy == dg.FreshnessPolicy.cron("0 9 * * *", timedelta(hours=2))
 
 
 def test_what_dagster_is_told_comes_from_yaml_too() -> None:
