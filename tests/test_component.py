@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import shlex
 import subprocess
 import sys
 import textwrap
@@ -532,22 +533,45 @@ def test_definitions_without_any_batch_asset_have_no_sensor() -> None:
     assert not list(claude_batch_definitions().sensors or [])
 
 
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
 def test_the_readmes_yaml_declares_what_its_python_declares() -> None:
-    readme = (Path(__file__).parent.parent / "README.md").read_text()
-    (block,) = re.findall(r"^```yaml\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL)
+    python: dict[str, Any] = {}
+    exec(blocks("python")[0], python)  # noqa: S102  # our own README
+    expected = declaration_of(python["defs"], "snippet_sentiment")
+    (block,) = blocks("yaml")
     (written,) = yaml.safe_load(block)["attributes"]["assets"]
     with loaded(written) as defs:
         given = declaration_of(defs, "snippet_sentiment")
         partitions = defs.resolve_assets_def("snippet_sentiment").partitions_def
 
-    assert partitions == dg.StaticPartitionsDefinition(
-        ["amazon_reviews", "movie_reviews", "tweets"]
-    )
-    assert {column.name: column.type for column in given.output.columns} == {
-        "label": "VARCHAR",
-        "score": "DOUBLE",
-    }
-    assert given.shape.columns == ("text",)
+    assert partitions == python["snippet_sentiment"].partitions_def
+    for each in fields(Declaration):
+        if each.name not in {"output", "shape"}:
+            assert getattr(given, each.name) == getattr(expected, each.name), each.name
+    assert given.shape.digest() == expected.shape.digest()
+    assert given.output.columns == expected.output.columns
+    assert given.output.schema == expected.output.schema
+    assert given.output.declared_schema == expected.output.declared_schema
+    for output in (given.output, expected.output):
+        output.validate('{"label": "neutral", "score": -1}')
+        with pytest.raises(InvalidOutputError, match="score"):
+            output.validate('{"label": "neutral", "score": 2}')
+
+
+def test_the_readmes_resources_serve_its_yaml(monkeypatch: pytest.MonkeyPatch) -> None:
+    (resources,) = [text for text in blocks("python") if "Definitions(resources=" in text]
+    monkeypatch.setattr(sys.modules[__name__], "RESOURCES", resources)
+    (block,) = blocks("yaml")
+    with loaded_files(yaml.safe_load(block)["attributes"]) as defs:
+        dg.Definitions.validate_loadable(defs)
+
+        assert set(defs.resources or {}) == {"duckdb", "claude_batch"}
 
 
 # --- on the command line --------------------------------------------------------------------
@@ -618,6 +642,22 @@ def test_dg_scaffolds_checks_and_lists_it(project: Path) -> None:
     last = len(text.splitlines())
     assert f"defs.yaml:{last + 1} - {component} attributes.assets.0.max_tokens" in said
     assert f"defs.yaml:{last + 2} - {component} attributes.assets.0.row_kee" in said
+
+
+def test_the_readmes_command_scaffolds_what_its_yaml_begins_with(project: Path) -> None:
+    (command,) = [text for text in blocks("bash") if text.startswith("dg ")]
+    program, *arguments = shlex.split(command)
+    assert (program, command.count("\n")) == ("dg", 1)
+
+    dg_said(project, *arguments)
+
+    written = project / "src" / "shop" / "defs" / "sentiment" / "defs.yaml"
+    (asset,) = yaml.safe_load(written.read_text())["attributes"]["assets"]
+    (shown,) = yaml.safe_load(blocks("yaml")[0])["attributes"]["assets"]
+    assert {name: asset[name] for name in ("source", "row_key")} == {
+        name: shown[name] for name in ("source", "row_key")
+    }
+    assert asset["prompt"].split() == shown["prompt"].split()
 
 
 def test_a_date_is_a_date() -> None:

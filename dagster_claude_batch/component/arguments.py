@@ -88,8 +88,9 @@ class OutputField(dg.Model):
     list: bool = Field(default=False, description="Whether it is a list of such values.")
     optional: bool = Field(default=False, description="Whether it may be null.")
     description: str | None = Field(default=None, description="What Claude is told about it.")
-    ge: float | None = Field(default=None, description="The least that a number may be.")
-    le: float | None = Field(default=None, description="The most that a number may be.")
+    # A whole number stays one, as in Python: -1.0 in the schema would ask every row anew.
+    ge: int | float | None = Field(default=None, description="The least that a number may be.")
+    le: int | float | None = Field(default=None, description="The most that a number may be.")
 
 
 class YamlRetryPolicy(dg.Model):
@@ -252,7 +253,7 @@ def _field(declared: OutputField) -> tuple[Any, Any]:
     if bounds and declared.type not in {"integer", "number"}:
         problem = "`ge` and `le` bound an `integer` or a `number`, and no other type of field."
         raise ValueError(problem)
-    if declared.type == "integer" and any(not each.is_integer() for each in bounds):
+    if declared.type == "integer" and any(not float(each).is_integer() for each in bounds):
         problem = "`ge` and `le` of an `integer` are whole numbers."
         raise ValueError(problem)
     if bounds:
