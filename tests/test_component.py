@@ -233,8 +233,10 @@ def shown_to_editors() -> Iterator[Any]:
             yield argument, written.get(argument, example)
     for argument, said in IN_YAML.items():
         for text in re.findall(r"`([{\[][^`…]*)`", said):
-            is_template = text.startswith("{{")
-            yield argument, text if is_template else yaml.safe_load(text)
+            if not text.startswith("{{"):
+                yield argument, yaml.safe_load(text)
+            elif ("{{ dg." in text) != dg.__version__.startswith("1.12."):  # of this Dagster
+                yield argument, text
 
 
 @pytest.mark.parametrize(
@@ -243,8 +245,6 @@ def shown_to_editors() -> Iterator[Any]:
     ids=str,
 )
 def test_every_example_that_editors_show_can_be_declared(argument: str, written: Any) -> None:
-    if isinstance(written, str) and ("dg." in written) == dg.__version__.startswith("1.12."):
-        pytest.skip("a template of another Dagster")
     more = {argument: written}
     if argument == "partitions_def":
         names = written.get("dimensions", ())
