@@ -10,6 +10,7 @@ from hashlib import sha256
 from typing import Any, Final, Literal
 
 import dagster as dg
+from anthropic.types.model_param import ModelParam
 from pydantic import BaseModel
 
 from dagster_claude_batch import caps, cost, finishing, partitions
@@ -30,7 +31,7 @@ from dagster_claude_batch.request.packing import packing
 from dagster_claude_batch.request.shape import forces_tool
 from dagster_claude_batch.source import parse_query, parse_table_name
 from dagster_claude_batch.tables import TableName
-from dagster_claude_batch.upstream import SourceLike, find_source, require_columns
+from dagster_claude_batch.upstream import SourceLike, UpstreamLike, find_source, require_columns
 from dagster_claude_batch.waiting import materialize
 
 
@@ -42,7 +43,7 @@ def build_claude_batch_asset(  # noqa: PLR0913  # a declaration is made of its a
     row_key: str | Sequence[str],
     prompt: DeclaredPrompt,
     output: type[BaseModel] | None = None,
-    model: str = "claude-haiku-5-5",
+    model: ModelParam = "claude-haiku-5-5",
     max_tokens: int = 1024,
     system: DeclaredSystem = None,
     cache: Literal["5m", "1h"] | None = None,
@@ -51,7 +52,7 @@ def build_claude_batch_asset(  # noqa: PLR0913  # a declaration is made of its a
     table: str | None = None,
     partitions_def: dg.PartitionsDefinition | None = None,
     partition_expr: partitions.PartitionExpr = None,
-    deps: Sequence[Any] | None = None,
+    deps: Sequence[UpstreamLike] | None = None,
     chunk_size: int = 5_000,
     rows_per_request: int = 1,
     deduplicate: bool = True,
@@ -143,7 +144,8 @@ def build_claude_batch_asset(  # noqa: PLR0913  # a declaration is made of its a
         wait: Who waits: ``"sensor"``, with no process and no run slot, or the ``"run"`` itself.
         duckdb_resource: Key of the resource that opens the DuckDB database.
         claude_resource: Key of the `ClaudeBatchResource`.
-        description: See `dagster.asset`, as for all arguments that follow.
+        description: The asset's description, else one is made. This and all arguments that follow
+            are as in `dagster.asset`.
         metadata: Further definition metadata.
         tags: Tags of the asset.
         group_name: The asset's group.

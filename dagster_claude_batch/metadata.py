@@ -24,8 +24,13 @@ SHOWN: Final = {
     "failed": "Rows without one.",
     "failed/<error type>": "Of these, the ones that failed so.",
     "failure_rate": "Share of rows that failed, 0 to 1.",
-    "failures_table": "The table that holds them.",
     "failures_sql": "The query that lists them, if there are any.",
+    "cost_usd": "What this materialization's requests cost, in USD; else, why nobody knows.",
+    "cost_usd_per_1000_rows": "The same for each 1,000 rows that it answered.",
+    "cost_usd_standard_price": "What the same requests would have cost outside batches.",
+    "saving_usd": "The difference.",
+    "preview": "The first answers.",
+    "advice": "What another `max_tokens`, packing or caching would save, if anything.",
     "requests_sent": "Requests of this materialization, retries included.",
     "requests_retried": "Of these, second and later attempts.",
     "rows_deduplicated": "Rows that another row's request answered.",
@@ -38,23 +43,18 @@ SHOWN: Final = {
     "max_tokens": "The most tokens of one answer, as declared.",
     "output_tokens_median": "Tokens that half of the answers stay below.",
     "output_tokens_p99": "Tokens that 99 of 100 answers stay below.",
-    "cost_usd": "What this materialization's requests cost, in USD; else, why nobody knows.",
-    "cost_usd_per_1000_rows": "The same for each 1,000 rows that it answered.",
-    "cost_usd_standard_price": "What the same requests would have cost outside batches.",
-    "saving_usd": "The difference.",
     "batches": "Batches of this materialization.",
     "batch_ids": "Their ids, the first 20.",
     "waited_seconds": "From the first sending until the last batch had ended.",
     "waiting_for_batches": "0: nothing is out any more.",
     "waiting_for_requests": "0 as well.",
-    "advice": "What another `max_tokens`, packing or caching would save, if anything.",
-    "preview": "The first answers.",
-    "dagster/row_count": "Rows of the answers table, over all partitions.",
-    "dagster/partition_row_count": "Rows of the partition in it.",
+    "failures_table": "The table that holds the rows without an answer.",
+    "dagster/table_name": "The answers table.",
+    "dagster/row_count": "Its rows, over all partitions.",
+    "dagster/partition_row_count": "Its rows of this partition.",
     "dagster/column_schema": "Its columns; those of `output` with the fields' descriptions.",
-    "dagster/table_name": "Its name.",
 }
-"""The metadata of a materialization, for people."""
+"""The metadata of a materialization, in the order in which people see it."""
 
 
 def sum_by_type(reports: Sequence[PartitionReport]) -> dict[str, int]:
@@ -78,46 +78,81 @@ def failure_metadata(declaration: Declaration, bad: Sequence[PartitionReport]) -
 
 def metadata_of(declaration: Declaration, report: PartitionReport) -> Metadata:
     """What a partition's materialization shows. Numbers are plotted over time."""
-    usage = report.usage
-    metadata: Metadata = {
-        "dagster/row_count": report.answers_in_table,
-        "dagster/column_schema": _column_schema(declaration, report),
-        "rows": report.rows,
-        "answered": report.answered,
-        "failed": report.failed,
-        "failure_rate": report.failure_rate,
-        "requests_sent": report.sent,
-        "requests_retried": report.retried,
-        "anthropic.input_tokens": usage.input_tokens,
-        "anthropic.output_tokens": usage.output_tokens,
-        "anthropic.cache_read_tokens": usage.cache_read_tokens,
-        "anthropic.cache_write_tokens": usage.cache_write_tokens,
+    return {
+        **_rows(declaration, report),
+        **_money(declaration, report),
+        **_answers(declaration, report),
+        **_requests(declaration, report),
         "waited_seconds": report.waited_seconds,
         # The asset's page would go on showing what was said while it waited.
         "waiting_for_batches": 0,
         "waiting_for_requests": 0,
-        "batches": len(report.batch_ids),
-        "batch_ids": ", ".join(report.batch_ids[:IDS_SHOWN])
-        + (" …" if len(report.batch_ids) > IDS_SHOWN else ""),
-        "dagster/table_name": str(declaration.answers),
-        "failures_table": str(declaration.failures),
-        **{f"failed/{kind}": count for kind, count in report.failed_by_type.items()},
+        **_tables(declaration, report),
     }
-    if report.partition is not None:
-        metadata["dagster/partition_row_count"] = report.answered
+
+
+def _rows(declaration: Declaration, report: PartitionReport) -> Metadata:
+    """How many rows have an answer, and how to find those that have none."""
+    shown: Metadata = {
+        "rows": report.rows,
+        "answered": report.answered,
+        "failed": report.failed,
+        **{f"failed/{kind}": count for kind, count in report.failed_by_type.items()},
+        "failure_rate": report.failure_rate,
+    }
     if report.failed:
-        metadata["failures_sql"] = failures_sql(declaration, [report])
-    if report.deduplicated:
-        metadata["rows_deduplicated"] = report.deduplicated
-    if report.kept_despite_failure:
-        metadata["earlier_answers_kept"] = report.kept_despite_failure
-    metadata |= _money(declaration, report)
+        shown["failures_sql"] = failures_sql(declaration, [report])
+    return shown
+
+
+def _answers(declaration: Declaration, report: PartitionReport) -> Metadata:
+    """The first answers, and what could be asked better."""
+    shown: Metadata = {}
+    if report.preview:
+        shown["preview"] = _preview(report.preview)
     advice = list(advise(declaration, report.use))
     if advice:
-        metadata["advice"] = dg.MetadataValue.md("\n".join(f"- {each}" for each in advice))
-    if report.preview:
-        metadata["preview"] = _preview(report.preview)
-    return metadata
+        shown["advice"] = dg.MetadataValue.md("\n".join(f"- {each}" for each in advice))
+    return shown
+
+
+def _requests(declaration: Declaration, report: PartitionReport) -> Metadata:
+    """What was sent, and the tokens that it took."""
+    usage, use, ids = report.usage, report.use, report.batch_ids
+    shown: Metadata = {"requests_sent": report.sent, "requests_retried": report.retried}
+    if report.deduplicated:
+        shown["rows_deduplicated"] = report.deduplicated
+    if report.kept_despite_failure:
+        shown["earlier_answers_kept"] = report.kept_despite_failure
+    shown |= {
+        "anthropic.input_tokens": usage.input_tokens,
+        "anthropic.output_tokens": usage.output_tokens,
+        "anthropic.cache_read_tokens": usage.cache_read_tokens,
+        "anthropic.cache_write_tokens": usage.cache_write_tokens,
+    }
+    if declaration.shape.may_cache:
+        shown["cache_hit_rate"] = usage.cache_hit_rate
+    return {
+        **shown,
+        "max_tokens": declaration.max_tokens,
+        "output_tokens_median": use.median_output_tokens,
+        "output_tokens_p99": use.p99_output_tokens,
+        "batches": len(ids),
+        "batch_ids": ", ".join(ids[:IDS_SHOWN]) + (" …" if len(ids) > IDS_SHOWN else ""),
+    }
+
+
+def _tables(declaration: Declaration, report: PartitionReport) -> Metadata:
+    """Where the rows are."""
+    shown: Metadata = {
+        "failures_table": str(declaration.failures),
+        "dagster/table_name": str(declaration.answers),
+        "dagster/row_count": report.answers_in_table,
+    }
+    if report.partition is not None:
+        shown["dagster/partition_row_count"] = report.answered
+    shown["dagster/column_schema"] = _column_schema(declaration, report)
+    return shown
 
 
 def failures_sql(
@@ -135,25 +170,18 @@ def failures_sql(
 
 
 def _money(declaration: Declaration, report: PartitionReport) -> Metadata:
-    """What the partition's requests cost, in USD, and how well they used what was paid for."""
-    usage, use = report.usage, report.use
-    shown: Metadata = {
-        "max_tokens": declaration.max_tokens,
-        "output_tokens_median": use.median_output_tokens,
-        "output_tokens_p99": use.p99_output_tokens,
-    }
-    if declaration.shape.may_cache:
-        shown["cache_hit_rate"] = usage.cache_hit_rate
+    """What the partition's requests cost, in USD."""
+    usage = report.usage
     if usage.cost_usd is None:
-        return {**shown, "cost_usd": _why_unknown(usage)}
+        return {"cost_usd": _why_unknown(usage)}
+    shown: Metadata = {"cost_usd": float(usage.cost_usd)}
+    if usage.answers:
+        shown["cost_usd_per_1000_rows"] = float(1_000 * usage.cost_usd / usage.answers)
     prices = declaration.batch_prices()
     standard = usage.standard_usd(prices.base.web_search if prices else Decimal(0))
-    shown["cost_usd"] = float(usage.cost_usd)
     if standard is not None:
         shown["cost_usd_standard_price"] = float(standard)
         shown["saving_usd"] = float(standard - usage.cost_usd)
-    if usage.answers:
-        shown["cost_usd_per_1000_rows"] = float(1_000 * usage.cost_usd / usage.answers)
     return shown
 
 

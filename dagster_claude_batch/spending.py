@@ -12,6 +12,7 @@ import dagster as dg
 
 from dagster_claude_batch import ledger
 from dagster_claude_batch.connecting import warehouse_of
+from dagster_claude_batch.upstream import UpstreamLike
 from dagster_claude_batch.warehouse import Connection, rows
 
 _COLOURS: Final = ("#4f46e5", "#0d9488", "#d97706", "#be185d", "#65a30d", "#0369a1")
@@ -38,7 +39,7 @@ def build_claude_batch_spending_asset(
     *,
     days: int = 30,
     duckdb_resource: str = "duckdb",
-    deps: Sequence[Any] | None = None,
+    deps: Sequence[UpstreamLike] | None = None,
     group_name: str | None = None,
     automation_condition: dg.AutomationCondition[Any] | None = None,
 ) -> dg.AssetsDefinition:

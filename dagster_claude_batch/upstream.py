@@ -14,6 +14,9 @@ SourceLike: TypeAlias = (
     dg.AssetsDefinition | dg.AssetSpec | dg.SourceAsset | dg.AssetKey | Sequence[str] | str
 )
 
+UpstreamLike: TypeAlias = SourceLike | dg.AssetDep
+"""What Dagster takes for one of an asset's `deps`; its own name for that is not public."""
+
 
 def find_source(
     asset: str, source: SourceLike | None, query: str | None

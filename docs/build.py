@@ -1,6 +1,7 @@
 """Writes `reference.md` out of the package's own words: `python docs/build.py`."""
 
 import inspect
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
@@ -9,11 +10,13 @@ from pathlib import Path
 from typing import Any, get_args
 
 import docstring_parser
+import yaml
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 import dagster_claude_batch as public
 from dagster_claude_batch import ledger_tables, metadata, outcomes, tables
+from dagster_claude_batch.component.asset import IN_YAML
 from dagster_claude_batch.jobs import CancelConfig, PruneConfig, SelectionConfig
 
 REFERENCE = Path(__file__).parent / "reference.md"
@@ -54,8 +57,107 @@ def _declaring() -> Iterator[str]:
     yield from _heading(2, "`ClaudeBatchComponent`")
     yield from _paragraphs(public.ClaudeBatchComponent)
     yield from _fields(public.ClaudeBatchComponent.get_model_cls(), "attribute")
+    yield from _yaml(public.ClaudeBatchComponent.get_model_cls().model_json_schema())
     yield from _function(public.claude_batch_definitions)
     yield from _function(public.build_claude_batch_failures_spec)
+
+
+def _yaml(schema: Mapping[str, Any]) -> Iterator[str]:
+    """What is written otherwise in YAML, and each form that it may have."""
+    asset = schema["$defs"]["ClaudeBatchAssetModel"]["properties"]
+    yield from _heading(3, "An asset in YAML")
+    yield (
+        "All arguments of [`build_claude_batch_asset`](#build_claude_batch_asset), under the same "
+        "names. Most are plain values, as in Python: `max_tokens: 200`, `include: [author]`, "
+        "`tags: {tier: gold}`. These are written in their own way:"
+    )
+    yield ""
+    yield from _table(
+        ("attribute", "in YAML"), ((f"`{name}`", _line(said)) for name, said in IN_YAML.items())
+    )
+    yield ""
+    yield (
+        "A template of Dagster's, as `{{ env.CLAUDE_MODEL }}`, may stand for the value of each "
+        "other argument, and within its texts; not in `prompt`, `system` and `output`. Templates "
+        "of your own are functions with `@dagster.template_var`, in a module beside the YAML that "
+        "it names above `attributes`: `template_vars_module: .template_vars`."
+    )
+    for name in dict.fromkeys(_references(list(asset.values()))):
+        yield from _form(schema["$defs"][name])
+
+
+def _references(schema: object) -> Iterator[str]:
+    """The names of the forms that a part of a JSON schema refers to, in its order."""
+    match schema:
+        case {"$ref": str(reference)}:
+            yield reference.rpartition("/")[2]
+        case Mapping():
+            yield from chain.from_iterable(map(_references, schema.values()))
+        case list():
+            yield from chain.from_iterable(map(_references, schema))
+        case _:
+            return
+
+
+def _form(form: Mapping[str, Any]) -> Iterator[str]:
+    """One form: what it is, what it looks like, its fields."""
+    argument, _, which = form["title"].partition(":")
+    yield from _heading(4, f"`{argument}`{':' if which else ''}{which}")
+    yield _line(form["description"])
+    yield ""
+    for example in form["examples"]:
+        text = yaml.safe_dump(_type_first(example), **_FLOW)
+        yield f"- `{_line(text)}`"
+    yield ""
+    required = form.get("required", ())
+    yield from _table(
+        ("field", "type", "default", ""),
+        (
+            (
+                f"`{name}`",
+                _line(_type(field)),
+                "required" if name in required else f"`{json.dumps(field['default'])}`",
+                _line(field["description"]),
+            )
+            for name, field in form["properties"].items()
+        ),
+    )
+
+
+_FLOW: dict[str, Any] = {"default_flow_style": True, "sort_keys": False, "width": 1_000}
+
+
+def _type_first(value: object) -> object:
+    """The same, beginning with what says which form it is: JSON schemas sort by name."""
+    if not isinstance(value, dict):
+        return value
+    return {key: _type_first(value[key]) for key in sorted(value, key=lambda key: key != "type")}
+
+
+def _type(field: Mapping[str, Any]) -> str:
+    """The type of a value in a JSON schema, in words."""
+    match field:
+        case {"anyOf": list(kinds)}:
+            return " or ".join(_type(kind) for kind in kinds if kind.get("type") != "null")
+        case {"enum": list(values)}:
+            return ", ".join(f"`{value}`" for value in values)
+        case {"const": value}:
+            return f"`{value}`"
+        case {"type": "array", "items": items}:
+            return f"list of {_type(items)}"
+        case {"type": "object"}:
+            return "names and forms"
+        case {"type": str(kind)}:
+            return _TYPES[kind]
+    raise ValueError(field)
+
+
+_TYPES = {
+    "string": "text",
+    "integer": "whole number",
+    "number": "number",
+    "boolean": "`true` or `false`",
+}
 
 
 def _running() -> Iterator[str]:

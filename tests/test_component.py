@@ -2,13 +2,14 @@
 
 import inspect
 import re
+import shlex
 import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import fields
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,7 +32,7 @@ from dagster_claude_batch import (
     claude_batch_sensor,
 )
 from dagster_claude_batch.batch_asset import batch_asset
-from dagster_claude_batch.component.asset import ClaudeBatchAsset
+from dagster_claude_batch.component.asset import IN_YAML, ClaudeBatchAsset
 from dagster_claude_batch.declaration import Declaration
 from dagster_claude_batch.errors import InvalidOutputError
 
@@ -196,6 +197,88 @@ EAGER = (
     else "{{ dg.AutomationCondition.eager() }}"
 )
 """Templates of Dagster 1.12 know less."""
+
+
+def forms() -> dict[str, dict[str, Any]]:
+    """What editors and `dg docs` are told of each thing that can be written."""
+    schema = ClaudeBatchComponent.get_model_cls().model_json_schema()
+    return {"ClaudeBatchComponent": schema, **schema["$defs"]}
+
+
+def test_editors_are_told_what_each_field_means() -> None:
+    nameless = [
+        f"{name}.{field}"
+        for name, form in forms().items()
+        for field, told in form["properties"].items()
+        if not told.get("description")
+    ]
+
+    assert nameless == []
+    assert [
+        name
+        for name, form in forms().items()
+        if name != "ClaudeBatchAssetModel" and not form.get("description")
+    ] == []
+
+
+ELSEWHERE = ("my_project", "package.module")
+
+
+def shown_to_editors() -> Iterator[Any]:
+    """Each example that editors and the reference show: the argument, and what is written."""
+    for form in forms().values():
+        argument = form["title"].partition(":")[0]
+        for example in form.get("examples", ()):
+            written = {"prompt": ["What is it?", example], "output": {"column": example}}
+            yield argument, written.get(argument, example)
+    for argument, said in IN_YAML.items():
+        for text in re.findall(r"`([{\[][^`…]*)`", said):
+            if not text.startswith("{{"):
+                yield argument, yaml.safe_load(text)
+            elif ("{{ dg." in text) != dg.__version__.startswith("1.12."):  # of this Dagster
+                yield argument, text
+
+
+@pytest.mark.parametrize(
+    ("argument", "written"),
+    [each for each in shown_to_editors() if not any(name in str(each) for name in ELSEWHERE)],
+    ids=str,
+)
+def test_every_example_that_editors_show_can_be_declared(argument: str, written: Any) -> None:
+    more = {argument: written}
+    if argument == "partitions_def":
+        names = written.get("dimensions", ())
+        more["partition_expr"] = dict.fromkeys(names, "part") or "part"
+
+    with loaded(SMALL | more) as defs:
+        assert defs.resolve_assets_def("small")
+
+
+def test_a_template_of_ones_own_makes_what_yaml_has_no_words_for() -> None:
+    policies = """
+import datetime
+import dagster as dg
+
+@dg.template_var
+def each_morning():
+    return dg.FreshnessPolicy.cron("0 9 * * *", datetime.timedelta(hours=2))
+"""
+    written = SMALL | {"freshness_policy": "{{ each_morning }}"}
+    with create_defs_folder_sandbox() as sandbox:
+        folder = sandbox.scaffold_component(
+            component_cls=ClaudeBatchComponent,
+            defs_yaml_contents={
+                "type": "dagster_claude_batch.ClaudeBatchComponent",
+                "template_vars_module": ".template_vars",
+                "attributes": {"assets": [written]},
+            },
+        )
+        (folder / "template_vars.py").write_text(policies)
+        (sandbox.defs_folder_path / "resources.py").write_text(RESOURCES)
+        with sandbox.build_all_defs() as defs:
+            (spec,) = defs.resolve_assets_def("small").specs
+
+    assert spec.freshness_policy == dg.FreshnessPolicy.cron("0 9 * * *", timedelta(hours=2))
 
 
 def test_what_dagster_is_told_comes_from_yaml_too() -> None:
@@ -450,22 +533,45 @@ def test_definitions_without_any_batch_asset_have_no_sensor() -> None:
     assert not list(claude_batch_definitions().sensors or [])
 
 
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
 def test_the_readmes_yaml_declares_what_its_python_declares() -> None:
-    readme = (Path(__file__).parent.parent / "README.md").read_text()
-    (block,) = re.findall(r"^```yaml\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL)
+    python: dict[str, Any] = {}
+    exec(blocks("python")[0], python)  # noqa: S102  # our own README
+    expected = declaration_of(python["defs"], "snippet_sentiment")
+    (block,) = blocks("yaml")
     (written,) = yaml.safe_load(block)["attributes"]["assets"]
     with loaded(written) as defs:
         given = declaration_of(defs, "snippet_sentiment")
         partitions = defs.resolve_assets_def("snippet_sentiment").partitions_def
 
-    assert partitions == dg.StaticPartitionsDefinition(
-        ["amazon_reviews", "movie_reviews", "tweets"]
-    )
-    assert {column.name: column.type for column in given.output.columns} == {
-        "label": "VARCHAR",
-        "score": "DOUBLE",
-    }
-    assert given.shape.columns == ("text",)
+    assert partitions == python["snippet_sentiment"].partitions_def
+    for each in fields(Declaration):
+        if each.name not in {"output", "shape"}:
+            assert getattr(given, each.name) == getattr(expected, each.name), each.name
+    assert given.shape.digest() == expected.shape.digest()
+    assert given.output.columns == expected.output.columns
+    assert given.output.schema == expected.output.schema
+    assert given.output.declared_schema == expected.output.declared_schema
+    for output in (given.output, expected.output):
+        output.validate('{"label": "neutral", "score": -1}')
+        with pytest.raises(InvalidOutputError, match="score"):
+            output.validate('{"label": "neutral", "score": 2}')
+
+
+def test_the_readmes_resources_serve_its_yaml(monkeypatch: pytest.MonkeyPatch) -> None:
+    (resources,) = [text for text in blocks("python") if "Definitions(resources=" in text]
+    monkeypatch.setattr(sys.modules[__name__], "RESOURCES", resources)
+    (block,) = blocks("yaml")
+    with loaded_files(yaml.safe_load(block)["attributes"]) as defs:
+        dg.Definitions.validate_loadable(defs)
+
+        assert set(defs.resources or {}) == {"duckdb", "claude_batch"}
 
 
 # --- on the command line --------------------------------------------------------------------
@@ -536,6 +642,22 @@ def test_dg_scaffolds_checks_and_lists_it(project: Path) -> None:
     last = len(text.splitlines())
     assert f"defs.yaml:{last + 1} - {component} attributes.assets.0.max_tokens" in said
     assert f"defs.yaml:{last + 2} - {component} attributes.assets.0.row_kee" in said
+
+
+def test_the_readmes_command_scaffolds_what_its_yaml_begins_with(project: Path) -> None:
+    (command,) = [text for text in blocks("bash") if text.startswith("dg ")]
+    program, *arguments = shlex.split(command)
+    assert (program, command.count("\n")) == ("dg", 1)
+
+    dg_said(project, *arguments)
+
+    written = project / "src" / "shop" / "defs" / "sentiment" / "defs.yaml"
+    (asset,) = yaml.safe_load(written.read_text())["attributes"]["assets"]
+    (shown,) = yaml.safe_load(blocks("yaml")[0])["attributes"]["assets"]
+    assert {name: asset[name] for name in ("source", "row_key")} == {
+        name: shown[name] for name in ("source", "row_key")
+    }
+    assert asset["prompt"].split() == shown["prompt"].split()
 
 
 def test_a_date_is_a_date() -> None:

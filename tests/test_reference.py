@@ -11,7 +11,7 @@ from typing import Any, get_args
 import duckdb
 import pytest
 
-from dagster_claude_batch import ledger, ledger_tables, outcomes, tables
+from dagster_claude_batch import ClaudeBatchComponent, ledger, ledger_tables, outcomes, tables
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -33,6 +33,21 @@ def test_nothing_stands_there_without_being_described() -> None:
 
     assert len(cells) > 200
     assert [line for line in cells if re.search(r"\| +\|$", line)] == []
+
+
+def test_each_form_that_yaml_may_have_stands_there_with_its_fields() -> None:
+    text = (DOCS / "reference.md").read_text()
+    forms = ClaudeBatchComponent.get_model_cls().model_json_schema()["$defs"]
+    asset = forms.pop("ClaudeBatchAssetModel")["properties"]
+    sections = dict(re.findall(r"^#### (.+?)\n(.+?)(?=\n#)", text, re.MULTILINE | re.DOTALL))
+
+    assert len(sections) == len(forms) > 10
+    for form in forms.values():
+        argument, colon, which = form["title"].partition(":")
+        section = sections[f"`{argument}`{colon}{which}"]
+        assert all(f"| `{field}` |" in section for field in form["properties"]), form["title"]
+    odd = {name for name, told in asset.items() if "$ref" in str(told)}
+    assert odd <= set(re.findall(r"^\| `(\w+)` \| [^|]+ \|$", text, re.MULTILINE))
 
 
 def _of_a_real_ledger() -> Iterator[tuple[str, str]]:

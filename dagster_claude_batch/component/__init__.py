@@ -88,6 +88,7 @@ class ClaudeBatchComponent(dg.Component, dg.Model, dg.Resolvable):
         return pydantic.create_model(
             cls.__name__,
             __base__=dg.Model,
+            __doc__=cls.__doc__,
             assets=(list[of_asset], Field(description=_ASSETS, min_length=1)),  # pyright: ignore[reportInvalidTypeForm]  # made here
             sensor=(bool | str, Field(default=True, description=_SENSOR)),
             jobs=(bool | str, Field(default=False, description=_JOBS)),

@@ -9,64 +9,97 @@ import dagster as dg
 import pydantic
 from pydantic import ConfigDict, Field, TypeAdapter
 
+from dagster_claude_batch.component.said import said_of
 from dagster_claude_batch.request.parts import Document, Image, Part, Text
 
 
-class SourceAsset(dg.Model):
-    """An upstream asset as the source, by its key; a bare text is the name of a table."""
+def form(title: str, *examples: Mapping[str, Any]) -> ConfigDict:
+    """How one form is called in editors and the reference, and what it may look like."""
+    return ConfigDict(title=title, json_schema_extra={"examples": [dict(e) for e in examples]})
 
-    asset: str
+
+class SourceAsset(dg.Model):
+    """An upstream asset, whose table is read."""
+
+    model_config = form("source: an upstream asset", {"asset": "raw/snippets"})
+
+    asset: str = Field(description="The asset's key, as `raw/snippets`.")
 
 
 class TextPart(dg.Model):
-    """Text of a prompt, in which ``{{ column }}`` stands for a column."""
+    """A text."""
 
-    text: str
+    model_config = form("prompt: a text", {"text": "What does the customer of {{ id }} want?"})
+
+    text: str = Field(description="The text, in which `{{ column }}` stands for a column.")
 
 
 class ImagePart(dg.Model):
-    """A column of pictures; see `Image`."""
+    """A column of pictures: BLOBs, URLs, or paths of files."""
 
-    image: str
-    resize: bool | int = False
+    model_config = form("prompt: a picture", {"image": "photo", "resize": True})
+
+    image: str = Field(description=said_of(Image, "column"))
+    resize: bool | int = Field(default=False, description=said_of(Image, "resize"))
 
 
 class DocumentPart(dg.Model):
-    """A column of documents; see `Document`."""
+    """A column of documents: PDFs, or plain text."""
 
-    document: str
-    title: str | None = None
-    context: str | None = None
-    citations: bool = False
-    media_type: Literal["application/pdf", "text/plain"] | None = None
+    model_config = form("prompt: a document", {"document": "manual", "title": "{{ name }}"})
+
+    document: str = Field(description=said_of(Document, "column"))
+    title: str | None = Field(default=None, description=said_of(Document, "title"))
+    context: str | None = Field(default=None, description=said_of(Document, "context"))
+    citations: bool = Field(default=False, description=said_of(Document, "citations"))
+    media_type: Literal["application/pdf", "text/plain"] | None = Field(
+        default=None, description=said_of(Document, "media_type")
+    )
 
 
 class FunctionReference(dg.Model):
-    """A Python function as the prompt: ``package.module:function``."""
+    """A Python function of a row, in place of a template: slower, and as free as Python is."""
 
-    function: str
+    model_config = form("prompt: a function", {"function": "my_project.prompts:translation"})
+
+    function: str = Field(description="Where it is: `package.module:function`.")
 
 
 Texts: TypeAlias = list[str]
 
 
 class OutputField(dg.Model):
-    """One field of an answer; exactly one of ``type`` and ``enum``."""
+    """A field of the answer, which becomes a column; a bare `number` means `{type: number}`."""
 
-    type: Literal["string", "integer", "number", "boolean", "date", "datetime"] | None = None
-    enum: Texts | None = Field(default=None, min_length=1)
+    model_config = form(
+        "output: a field",
+        {"enum": ["positive", "negative"], "description": "What the writer feels, all in all."},
+        {"type": "number", "ge": -1, "le": 1},
+        {"type": "string", "list": True},
+        {"type": "date", "optional": True},
+    )
+
+    type: Literal["string", "integer", "number", "boolean", "date", "datetime"] | None = Field(
+        default=None, description="What it is. Exactly one of this and `enum`."
+    )
+    enum: Texts | None = Field(
+        default=None, min_length=1, description="The texts of which it is one."
+    )
     list: bool = Field(default=False, description="Whether it is a list of such values.")
     optional: bool = Field(default=False, description="Whether it may be null.")
     description: str | None = Field(default=None, description="What Claude is told about it.")
-    ge: float | None = None
-    le: float | None = None
+    # A whole number stays one, as in Python: -1.0 in the schema would ask every row anew.
+    ge: int | float | None = Field(default=None, description="The least that a number may be.")
+    le: int | float | None = Field(default=None, description="The most that a number may be.")
 
 
 class YamlRetryPolicy(dg.Model):
     """Retries of the op within a run."""
 
-    max_retries: int = 1
-    delay: float | None = None
+    model_config = form("retry_policy", {"max_retries": 2, "delay": 30})
+
+    max_retries: int = Field(default=1, description="How often it is tried again.")
+    delay: float | None = Field(default=None, description="Seconds before each of these tries.")
 
 
 YamlPrompt: TypeAlias = (
@@ -154,10 +187,15 @@ def of_template(argument: str, found: object, kind: type[T], written: str) -> T:
     return found
 
 
+def asset_key(context: dg.ResolutionContext, value: str) -> dg.AssetKey:
+    """The key of one asset; it may be a template."""
+    return dg.AssetKey.from_user_string(str(as_template(context, value)))
+
+
 def source(context: dg.ResolutionContext, value: YamlSource) -> object:
     """The name of a table, or the key of an asset."""
     if isinstance(value, SourceAsset):
-        return dg.AssetKey.from_user_string(str(as_template(context, value.asset)))
+        return asset_key(context, value.asset)
     return as_template(context, value)
 
 
@@ -215,7 +253,7 @@ def _field(declared: OutputField) -> tuple[Any, Any]:
     if bounds and declared.type not in {"integer", "number"}:
         problem = "`ge` and `le` bound an `integer` or a `number`, and no other type of field."
         raise ValueError(problem)
-    if declared.type == "integer" and any(not each.is_integer() for each in bounds):
+    if declared.type == "integer" and any(not float(each).is_integer() for each in bounds):
         problem = "`ge` and `le` of an `integer` are whole numbers."
         raise ValueError(problem)
     if bounds:

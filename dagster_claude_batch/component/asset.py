@@ -1,7 +1,5 @@
 """One asset in YAML."""
 
-import inspect
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import fields as fields_of
@@ -12,15 +10,28 @@ import dagster as dg
 
 from dagster_claude_batch.assets import build_claude_batch_asset
 from dagster_claude_batch.component import arguments, partitions
+from dagster_claude_batch.component.said import said_of
 
-
-def said_of(argument: str) -> str | None:
-    """What the factory's docstring says of one of its arguments, as one line."""
-    text = inspect.cleandoc(build_claude_batch_asset.__doc__ or "")
-    entry = rf"^    {argument}: (.+?)\n(?=    \w+: |\n|\Z)"
-    found = re.search(entry, text, re.MULTILINE | re.DOTALL)
-    return None if found is None else " ".join(found.group(1).replace("``", "`").split())
-
+IN_YAML: Final = {
+    "key": "a text, as `snippet_sentiment` or `reviews/sentiment`.",
+    "source": "the name of a table, or `{asset: raw/snippets}`.",
+    "prompt": "a text, a list of texts and of `{text: …}`, `{image: …}` and `{document: …}`, or "
+    "`{function: package.module:function}`. `{{ … }}` stands for a column.",
+    "output": "`package.module:Model`, or the fields, as `{label: {enum: [good, bad]}, score: "
+    "number}`.",
+    "system": "a text, or a list of text blocks. `{{ … }}` stands for a column.",
+    "partitions_def": "`{type: static, partition_keys: […]}`, or with the type `dynamic`, "
+    "`hourly`, `daily`, `weekly`, `monthly`, `time_window` or `multi`; or a template.",
+    "deps": "keys, as `[raw/authors]`, or one of them.",
+    "automation_condition": "a template: `{{ dg.AutomationCondition.eager() }}`; with Dagster "
+    "1.12 `{{ automation_condition.eager() }}`.",
+    "freshness_policy": "a template of your own (`template_vars_module`); from Dagster 1.13 on "
+    "also `{{ dg.FreshnessPolicy.cron('0 9 * * *', datetime.timedelta(hours=2)) }}`.",
+    "backfill_policy": "`{type: single_run}` or `{type: multi_run, max_partitions_per_run: 7}`; "
+    "or a template.",
+    "retry_policy": "`{max_retries: 2, delay: 30}`; or a template.",
+}
+"""How an argument is written that is no plain value."""
 
 _TYPES: Final = get_type_hints(build_claude_batch_asset)
 
@@ -33,10 +44,13 @@ def _plain(argument: str, **more: Any) -> dg.Resolver:
 
 def _by(function: Any, argument: str, written: Any, **more: Any) -> dg.Resolver:
     """A function resolves what is ``written``; templates too, for in some they mean columns."""
+    described = said_of(build_claude_batch_asset, argument)
+    if argument in IN_YAML:
+        described = f"{described} In YAML: {IN_YAML[argument]}"
     return dg.Resolver(
         function,
         model_field_type=written,
-        description=said_of(argument),
+        description=described,
         inject_before_resolve=False,
         **more,
     )
@@ -58,7 +72,7 @@ def _template(argument: str, kind: type, example: str) -> dg.Resolver:
 class ClaudeBatchAsset(dg.Resolvable):
     """One asset: the arguments of `build_claude_batch_asset`; what is left out is as there."""
 
-    key: dg.ResolvedAssetKey
+    key: Annotated[dg.AssetKey, _by(arguments.asset_key, "key", str)]
     source: Annotated[Any, _by(arguments.source, "source", arguments.YamlSource)] = None
     query: Annotated[str | None, _plain("query")] = None
     row_key: Annotated[str | Sequence[str], _plain("row_key")]

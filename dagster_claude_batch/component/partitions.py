@@ -1,54 +1,92 @@
 """How partitions, and how they become runs, are written in YAML: in Dagster's own words."""
 
 from collections.abc import Mapping
-from typing import Any, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 import dagster as dg
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 
-from dagster_claude_batch.component.arguments import as_template, of_template
+from dagster_claude_batch.component.arguments import as_template, form, of_template
+
+_START: Final = "When the first partition begins, as `2026-01-01`, or in the form of `fmt`."
+_END: Final = "When the last one ends; left out, they go on."
+_TIMEZONE: Final = "The time zone of their beginnings, as `Europe/Rome`; left out, UTC."
+_FMT: Final = "How their keys are written, for `strftime`"
+_END_OFFSET: Final = (
+    "How many partitions there are beyond the last that is over; with less than 0, so many fewer."
+)
 
 
 class StaticPartitions(dg.Model):
     """Partitions that are listed."""
 
-    type: Literal["static"]
-    model_config = ConfigDict(coerce_numbers_to_str=True, extra="forbid")
+    model_config = ConfigDict(coerce_numbers_to_str=True, extra="forbid") | form(
+        "partitions_def: listed", {"type": "static", "partition_keys": ["reviews", "tweets"]}
+    )
 
-    partition_keys: list[str]
+    type: Literal["static"] = Field(description="Which kind of partitions it is.")
+    partition_keys: list[str] = Field(description="Their keys.")
 
 
 class DynamicPartitions(dg.Model):
-    """Partitions that are added while Dagster runs, by the name of their definition."""
+    """Partitions that are added while Dagster runs."""
 
-    type: Literal["dynamic"]
-    name: str
+    model_config = form("partitions_def: dynamic", {"type": "dynamic", "name": "customers"})
+
+    type: Literal["dynamic"] = Field(description="Which kind of partitions it is.")
+    name: str = Field(description="The name by which sensors and people add partitions.")
 
 
 class TimePartitions(dg.Model):
-    """Hours, days, weeks or months; ``fmt`` and offsets as in Dagster's definitions of them."""
+    """Hours, days, weeks or months, as in Dagster's definitions of them."""
 
-    type: Literal["hourly", "daily", "weekly", "monthly"]
-    start_date: str
-    end_date: str | None = None
-    timezone: str | None = None
-    fmt: str | None = None
-    end_offset: int | None = None
-    minute_offset: int | None = None
-    hour_offset: int | None = None
-    day_offset: int | None = None
+    model_config = form(
+        "partitions_def: hours, days, weeks or months",
+        {"type": "daily", "start_date": "2026-01-01", "timezone": "Europe/Rome"},
+        {"type": "weekly", "start_date": "2026-01-01", "day_offset": 1, "hour_offset": 6},
+    )
+
+    type: Literal["hourly", "daily", "weekly", "monthly"] = Field(
+        description="How long a partition is."
+    )
+    start_date: str = Field(description=_START)
+    end_date: str | None = Field(default=None, description=_END)
+    timezone: str | None = Field(default=None, description=_TIMEZONE)
+    fmt: str | None = Field(default=None, description=f"{_FMT}; left out, Dagster's own form.")
+    end_offset: int | None = Field(default=None, description=_END_OFFSET)
+    minute_offset: int | None = Field(
+        default=None, description="At which minute of the hour they begin."
+    )
+    hour_offset: int | None = Field(
+        default=None, description="At which hour they begin; not for `hourly`."
+    )
+    day_offset: int | None = Field(
+        default=None,
+        description="On which day they begin: of the week, from 0 for Sunday, or of the month, "
+        "from 1; only for `weekly` and `monthly`.",
+    )
 
 
 class TimeWindowPartitions(dg.Model):
-    """Windows of a cron schedule."""
+    """Windows between the times of a cron schedule."""
 
-    type: Literal["time_window"]
-    start_date: str
-    end_date: str | None = None
-    timezone: str | None = None
-    fmt: str
-    end_offset: int = 0
-    cron_schedule: str
+    model_config = form(
+        "partitions_def: by a cron schedule",
+        {
+            "type": "time_window",
+            "start_date": "2026-01-01",
+            "fmt": "%Y-%m-%d",
+            "cron_schedule": "0 0 1 */3 *",
+        },
+    )
+
+    type: Literal["time_window"] = Field(description="Which kind of partitions it is.")
+    start_date: str = Field(description=_START)
+    end_date: str | None = Field(default=None, description=_END)
+    timezone: str | None = Field(default=None, description=_TIMEZONE)
+    fmt: str = Field(description=f"{_FMT}.")
+    end_offset: int = Field(default=0, description=_END_OFFSET)
+    cron_schedule: str = Field(description="When they begin, as for cron.")
 
 
 OneDimension: TypeAlias = (
@@ -57,23 +95,42 @@ OneDimension: TypeAlias = (
 
 
 class MultiPartitions(dg.Model):
-    """Partitions of several dimensions, by name."""
+    """Partitions of two dimensions; `partition_expr` is a mapping from their names then."""
 
-    type: Literal["multi"]
-    dimensions: Mapping[str, OneDimension]
+    model_config = form(
+        "partitions_def: two dimensions",
+        {
+            "type": "multi",
+            "dimensions": {
+                "day": {"type": "daily", "start_date": "2026-01-01"},
+                "language": {"type": "static", "partition_keys": ["de", "pt"]},
+            },
+        },
+    )
+
+    type: Literal["multi"] = Field(description="Which kind of partitions it is.")
+    dimensions: Mapping[str, OneDimension] = Field(
+        description="The dimensions by their names, each in one of the other forms."
+    )
 
 
 class SingleRun(dg.Model):
     """A backfill is one run."""
 
-    type: Literal["single_run"]
+    model_config = form("backfill_policy: one run", {"type": "single_run"})
+
+    type: Literal["single_run"] = Field(description="Which policy it is.")
 
 
 class MultiRun(dg.Model):
     """A backfill is several runs."""
 
-    type: Literal["multi_run"]
-    max_partitions_per_run: int = 1
+    model_config = form(
+        "backfill_policy: several runs", {"type": "multi_run", "max_partitions_per_run": 7}
+    )
+
+    type: Literal["multi_run"] = Field(description="Which policy it is.")
+    max_partitions_per_run: int = Field(default=1, description="The most partitions of one run.")
 
 
 YamlPartitions: TypeAlias = OneDimension | MultiPartitions | str | None

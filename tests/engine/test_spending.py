@@ -104,9 +104,11 @@ def test_every_key_that_is_shown_is_described_and_failures_come_with_their_query
 
     said = _metadata(made)
 
-    keys = {"failed/<error type>" if key.startswith("failed/") else key for key in said}
+    keys = ["failed/<error type>" if key.startswith("failed/") else key for key in said]
     sometimes = {"rows_deduplicated", "earlier_answers_kept", "advice"}
-    assert keys <= set(SHOWN) <= keys | sometimes
+    assert {*keys} <= set(SHOWN) <= {*keys} | sometimes
+    assert keys == [key for key in SHOWN if key in keys]
+    assert keys.index("cost_usd") < keys.index("preview") < keys.index("requests_sent")
     query = str(said["failures_sql"].value).removeprefix("```sql\n").removesuffix("\n```")
     assert len(made.sql(query)) == said["failed"] == 1
 
