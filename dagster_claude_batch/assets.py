@@ -227,7 +227,9 @@ def build_claude_batch_asset(  # noqa: PLR0913  # a declaration is made of its a
         freshness_policy=freshness_policy,
         partitions_def=partitions_def,
     )
-    batch = BatchAsset(declaration, partitions_def, duckdb_resource, claude_resource, wait)
+    batch = BatchAsset(
+        asset_key, declaration, partitions_def, duckdb_resource, claude_resource, wait
+    )
 
     @dg.multi_asset(
         name=_op_name(asset_key),

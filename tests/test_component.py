@@ -424,6 +424,27 @@ def test_jobs_by_hand_come_once_for_each_claude_resource() -> None:
     )
 
 
+def test_jobs_may_be_declared_in_python_beside_yaml() -> None:
+    with loaded_files({"assets": [SMALL], "jobs": True}, python=JOBS_IN_PYTHON) as defs:
+        names = [
+            job.name for job in defs.get_repository_def().get_all_jobs() if "claude" in job.name
+        ]
+
+    assert len(names) == len(set(names))
+    assert {"claude_batch_cancel", "claude_batch_other_cancel"} <= set(names)
+
+
+JOBS_IN_PYTHON = """
+import dagster as dg
+from dagster_claude_batch import build_claude_batch_jobs
+
+defs = dg.Definitions.merge(
+    dg.Definitions(jobs=build_claude_batch_jobs()),
+    dg.Definitions(jobs=build_claude_batch_jobs("claude_batch_other", claude_resource="other")),
+)
+"""
+
+
 def test_definitions_of_assets_come_with_the_sensor_and_can_be_merged_with_ones_own() -> None:
     @dg.asset
     def texts() -> None: ...

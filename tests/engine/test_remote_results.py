@@ -27,7 +27,7 @@ def delete(
 ) -> int:
     """As a run does at its end."""
     engine = made.engine(run_id=run)
-    return delete_landed(engine, is_alive=alive.__contains__, patience_seconds=patience)
+    return delete_landed(engine, is_alive=alive.__contains__, patience_seconds=patience).count
 
 
 def remote(made: Project) -> list[str]:
