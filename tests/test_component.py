@@ -27,6 +27,7 @@ from dagster_claude_batch import (
     Image,
     Text,
     build_claude_batch_asset,
+    build_claude_batch_failures_spec,
     claude_batch_definitions,
     claude_batch_sensor,
 )
@@ -450,7 +451,9 @@ def test_definitions_of_assets_come_with_the_sensor_and_can_be_merged_with_ones_
     def texts() -> None: ...
 
     one = claude_batch_definitions(build_claude_batch_asset(**SMALL))
-    two = claude_batch_definitions(texts, build_claude_batch_asset(**(SMALL | {"key": "two"})))
+    second = build_claude_batch_asset(**(SMALL | {"key": "two"}))
+    failures = build_claude_batch_failures_spec(second)
+    two = claude_batch_definitions(texts, second, failures, dg.AssetSpec("elsewhere"))
     resources = {
         "duckdb": DuckDBResource(database="w.duckdb"),
         "claude_batch": ClaudeBatchResource(api_key="none"),
@@ -462,7 +465,9 @@ def test_definitions_of_assets_come_with_the_sensor_and_can_be_merged_with_ones_
     assert {key.to_user_string() for key in repository.assets_defs_by_key} == {
         "small",
         "two",
+        "two_failures",
         "texts",
+        "elsewhere",
     }
     assert [sensor.name for sensor in repository.sensor_defs] == ["claude_batch_sensor"]
 
