@@ -145,6 +145,7 @@ def test_all_arguments_of_the_factory_have_the_same_names_in_yaml() -> None:
     [
         ({}, {}),
         ({"row_key": ["id", "page"]}, {"row_key": ["id", "page"]}),
+        ({"include": "n"}, {"include": "n"}),
         ({"system": "You read {{ language }}."}, {"system": "You read {{ language }}."}),
         (
             {"prompt": ["See", {"image": "it", "resize": True}, {"text": "of {{ id }}"}]},
