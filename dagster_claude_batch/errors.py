@@ -424,6 +424,17 @@ class StatusUnreadableError(ClaudeBatchError):
         )
 
 
+class StatusLockedError(ClaudeBatchError):
+    """What is out cannot be told, for another process writes the database all the time."""
+
+    def __init__(self, database: str, holder: str, *, waited: float) -> None:
+        super().__init__(
+            f"The DuckDB database {database} was locked by {holder} for {waited:.0f} s. Nothing "
+            "was changed. Runs open it for single transactions: try again, or wait longer with "
+            "`--wait`."
+        )
+
+
 class UnknownAssetsError(ClaudeBatchError):
     """A job was to work on assets that are not there."""
 

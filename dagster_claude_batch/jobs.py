@@ -43,7 +43,8 @@ class CancelConfig(dg.Config):
     partitions: list[str] = Field(
         default=[],
         description="Keys of partitions; with none, all. What was asked of several partitions "
-        "together is cancelled as a whole if one of them is named.",
+        "together is cancelled as a whole if one of them is named. Keys that none of the assets was "
+        "ever asked for are refused.",
     )
 
 
@@ -68,8 +69,10 @@ def build_claude_batch_jobs(
       failures and what was spent stay.
     - ``<name>_delete_remote_results``: deletes at Anthropic what has landed.
 
-    Nothing but a person starts them, and they can be started as often as one likes. Declare them as
-    often as you like, too, also by ``jobs: true`` in YAML: under one name they are the same ones.
+    Nothing but a person starts them, and they can be started as often as one likes. One that could
+    not do all of it, for the API or a database was in its way, fails and says so: start it again.
+    Declare them as often as you like, too, also by ``jobs: true`` in YAML: under one name they are
+    the same ones.
 
     Args:
         name: Begins the names of the jobs.
