@@ -43,8 +43,8 @@ class CancelConfig(dg.Config):
     partitions: list[str] = Field(
         default=[],
         description="Keys of partitions; with none, all. What was asked of several partitions "
-        "together is cancelled as a whole if one of them is named. Keys that none of the assets was "
-        "ever asked for are refused.",
+        "together is cancelled as a whole if one of them is named. Keys that none of the assets "
+        "was ever asked for are refused.",
     )
 
 

@@ -363,6 +363,7 @@ def test_what_is_left_to_runs_that_wait_is_said_with_them(
 
     assert (success, count) == (True, 0)
     assert f"1 batch is left to the runs that wait: {waits}." in logged
+    assert "left_to_runs" in logged  # beside the count
     assert len(projects["joy"].claude.simulator.batches()) == 1
 
 
