@@ -316,12 +316,21 @@ class Engine(Workbench):
 
         Nothing of that happens if ``unless`` holds of the runs that work on it; see `close`.
         """
-        if not self.close(materialization, unless=unless):
-            return
-        (left,) = self.read([materialization])
-        for chunk in left.in_state("submitted"):
-            if left.is_unwanted(chunk):
-                self.cancel_batch(str(chunk.batch_id))
+        if self.close(materialization, unless=unless):
+            self.end_unwanted([materialization])
+
+    def end_unwanted(self, materializations: Sequence[Materialization]) -> dict[str, str]:
+        """Ask for the end of what is out and nobody wants; the batches for which that failed.
+
+        With each, why.
+        """
+        failed = dict[str, str]()
+        for each in self.read(materializations):
+            for chunk in filter(each.is_unwanted, each.in_state("submitted")):
+                reason = self.cancel_batch(str(chunk.batch_id))
+                if reason is not None:
+                    failed[str(chunk.batch_id)] = reason
+        return failed
 
     def _plan_or_end(self, work: Sequence[Outstanding]) -> bool:
         """Plan the retries of each materialization that is at rest, or end it."""

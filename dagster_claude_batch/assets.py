@@ -7,7 +7,8 @@ from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
 from hashlib import sha256
-from typing import Any, Final, Literal
+from numbers import Integral, Number
+from typing import Any, Final, Literal, cast
 
 import dagster as dg
 from anthropic.types.model_param import ModelParam
@@ -48,7 +49,7 @@ def build_claude_batch_asset(  # noqa: PLR0913  # a declaration is made of its a
     system: DeclaredSystem = None,
     cache: Literal["5m", "1h"] | None = None,
     params: Mapping[str, Any] | None = None,
-    include: Sequence[str] = (),
+    include: str | Sequence[str] = (),
     table: str | None = None,
     partitions_def: dg.PartitionsDefinition | None = None,
     partition_expr: partitions.PartitionExpr = None,
@@ -111,7 +112,7 @@ def build_claude_batch_asset(  # noqa: PLR0913  # a declaration is made of its a
             are examples that stand before the row's own. Where ``tool_choice`` makes the model use
             a tool, its input is the answer; if the tool has no ``input_schema``, it gets that of
             ``output``.
-        include: Columns of the source to carry over beside the answers.
+        include: Column or columns of the source to carry over beside the answers.
         table: Another name for the answers table, ``table`` or ``schema.table``.
         partitions_def: How the asset is partitioned.
         partition_expr: The column or SQL expression that is compared with the partition key, or
@@ -167,7 +168,8 @@ def build_claude_batch_asset(  # noqa: PLR0913  # a declaration is made of its a
     columns = _checked_columns(
         asset, "row_key", (row_key,) if isinstance(row_key, str) else tuple(row_key)
     )
-    included = tuple(name for name in include if name not in columns)
+    wanted = (include,) if isinstance(include, str) else tuple(include)
+    included = tuple(name for name in wanted if name not in columns)
     described = Output.from_model(output, asset=asset)
     if may_cite(prompt):
         described = described.citing()
@@ -184,9 +186,7 @@ def build_claude_batch_asset(  # noqa: PLR0913  # a declaration is made of its a
         output=described,
     )
     _at_least_one(asset, "rows_per_request", rows_per_request)
-    require_columns(
-        asset, source, {"row_key": columns, "prompt": shape.columns, "include": include}
-    )
+    require_columns(asset, source, {"row_key": columns, "prompt": shape.columns, "include": wanted})
     declaration = Declaration(
         asset=asset,
         answers=answers,
@@ -229,7 +229,14 @@ def build_claude_batch_asset(  # noqa: PLR0913  # a declaration is made of its a
         freshness_policy=freshness_policy,
         partitions_def=partitions_def,
     )
-    batch = BatchAsset(declaration, partitions_def, duckdb_resource, claude_resource, wait)
+    batch = BatchAsset(
+        asset_key,
+        declaration,
+        partitions_def,
+        duckdb_resource,
+        claude_resource,
+        _waiter(asset, wait),
+    )
 
     @dg.multi_asset(
         name=_op_name(asset_key),
@@ -280,7 +287,22 @@ def _checked_columns(asset: str, argument: str, columns: tuple[str, ...]) -> tup
     return columns
 
 
+def _waiter(asset: str, wait: object) -> Literal["sensor", "run"]:
+    if wait in {"sensor", "run"}:
+        return cast('Literal["sensor", "run"]', wait)
+    raise DeclarationError(
+        asset, "wait", f"{wait!r} waits for nothing.", cure='Use "sensor" or "run".'
+    )
+
+
+def _require_number(asset: str, argument: str, value: object, kind: type = Number) -> None:
+    if isinstance(value, bool) or not isinstance(value, kind):
+        which = "whole number" if kind is Integral else "number"
+        raise DeclarationError(asset, argument, f"{value!r} is no {which}.", cure=f"Use a {which}.")
+
+
 def _at_least_one(asset: str, argument: str, value: int) -> int:
+    _require_number(asset, argument, value, Integral)
     if value < 1:
         raise DeclarationError(asset, argument, f"{value} is too little.", cure="Use 1 or more.")
     return value
@@ -297,6 +319,7 @@ def _prices(asset: str, prices: Mapping[str, Decimal | float | str] | None) -> c
 def _usd(asset: str, value: float | None) -> Decimal | None:
     if value is None:
         return None
+    _require_number(asset, "max_cost_usd", value)
     if not 0 < value < math.inf:
         raise DeclarationError(asset, "max_cost_usd", f"{value} is no cap.", cure="Use USD.")
     return Decimal(str(value))
@@ -312,6 +335,7 @@ def _refuse_uncappable(declaration: Declaration) -> None:
 def _hours(asset: str, value: float | None) -> timedelta | None:
     if value is None:
         return None
+    _require_number(asset, "max_wait_hours", value)
     if not 0 < value <= _MOST_HOURS:
         raise DeclarationError(
             asset,
@@ -326,6 +350,7 @@ _MOST_HOURS: Final = 29 * 24
 
 
 def _chunk_size(asset: str, value: int) -> int:
+    _require_number(asset, "chunk_size", value, Integral)
     if not 1 <= value <= MAX_BATCH_REQUESTS:
         raise DeclarationError(
             asset,
@@ -337,6 +362,7 @@ def _chunk_size(asset: str, value: int) -> int:
 
 
 def _share(asset: str, value: float) -> float:
+    _require_number(asset, "max_failure_rate", value)
     if not 0 <= value <= 1:
         raise DeclarationError(
             asset, "max_failure_rate", f"{value} is no share.", cure="Use 0 to 1: 0.01 is 1 %."

@@ -18,8 +18,13 @@ from dagster_claude_batch.resource import ClaudeBatchResource
 
 @dataclass(frozen=True)
 class BatchAsset:
-    """A declared asset, and the names of the resources it works with."""
+    """A declared asset, and the names of the resources it works with.
 
+    ``key`` is the declared one, or that of a code location, which may have renamed the asset: what
+    the ledger calls it is in the ``declaration``, and stays.
+    """
+
+    key: dg.AssetKey
     declaration: Declaration
     partitions_def: dg.PartitionsDefinition | None
     duckdb_resource: str
@@ -39,21 +44,23 @@ _BATCH_ASSETS: Final["weakref.WeakKeyDictionary[object, BatchAsset]"] = weakref.
 """By op definition, which stays the same however often Dagster copies the asset around it."""
 
 
-def batch_asset(assets_def: dg.AssetsDefinition) -> BatchAsset | None:
+def batch_asset(
+    assets_def: dg.AssetsDefinition | dg.AssetSpec | dg.SourceAsset,
+) -> BatchAsset | None:
     """What was declared for an asset; None for an asset of another kind."""
-    if not assets_def.is_executable:
+    if not isinstance(assets_def, dg.AssetsDefinition) or not assets_def.is_executable:
         return None
     return _BATCH_ASSETS.get(assets_def.node_def)
 
 
 def batch_assets_of(repository: dg.RepositoryDefinition) -> list[BatchAsset]:
-    """All batch assets of a code location, with their resources."""
+    """All batch assets of a code location, with the keys and resources that they have there."""
     found: dict[int, BatchAsset] = {}
-    for assets_def in repository.assets_defs_by_key.values():
+    for key, assets_def in repository.assets_defs_by_key.items():
         asset = batch_asset(assets_def)
         if asset is not None:
             bound = dict(assets_def.resource_defs)
-            found[id(assets_def.node_def)] = replace(asset, bound_resources=bound)
+            found[id(assets_def.node_def)] = replace(asset, key=key, bound_resources=bound)
     return list(found.values())
 
 

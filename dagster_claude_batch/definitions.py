@@ -12,7 +12,9 @@ DEFAULT_RESOURCE: Final = "claude_batch"
 """Key of the Claude resource where none is named."""
 
 
-def claude_batch_definitions(*assets: dg.AssetsDefinition) -> dg.Definitions:
+def claude_batch_definitions(
+    *assets: dg.AssetsDefinition | dg.AssetSpec | dg.SourceAsset,
+) -> dg.Definitions:
     """Definitions of assets, with the sensor without which nobody collects their answers.
 
     One sensor for each Claude resource that they name: `claude_batch_sensor` for ``claude_batch``,

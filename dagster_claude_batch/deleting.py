@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from typing import Final
@@ -10,6 +11,7 @@ import anthropic
 
 from dagster_claude_batch import ledger
 from dagster_claude_batch.errors import ClaudeBatchError, NoCredentialsError
+from dagster_claude_batch.held_run import counted
 from dagster_claude_batch.one_line import one_line
 from dagster_claude_batch.outcomes import UNREAD
 from dagster_claude_batch.resource import RESULTS_LAST, UNANSWERED
@@ -21,65 +23,89 @@ _CALL_SECONDS: Final = 10.0
 """Seconds that a run spends on this at its end, and on one call."""
 
 
+@dataclass(frozen=True)
+class Deleted:
+    """How many batches were deleted, and which were not.
+
+    ``waiting`` are left to the ``runs`` that wait for them; ``left`` could not be deleted now, for
+    the ``reason``.
+    """
+
+    count: int
+    waiting: int = 0
+    runs: tuple[str, ...] = ()
+    left: int = 0
+    reason: str = ""
+
+
 def delete_as_declared(bench: Workbench, *, is_alive: Callable[[str], bool]) -> None:
     """Do what `delete_remote_results` says, at the end of a run."""
-    if bench.declaration.delete_remote_results:
-        delete_landed(bench, is_alive=is_alive)
+    if not bench.declaration.delete_remote_results:
+        return
+    try:
+        deleted = delete_landed(bench, is_alive=is_alive)
+    except ClaudeBatchError as error:  # what has landed has landed, and is no failure of the run
+        bench.log.warning("Landed batches are not deleted at Anthropic yet: %s", error)
+        return
+    if deleted.left:
+        bench.log.warning(
+            "%s not deleted at Anthropic yet: %s. The next run goes on.",
+            counted(deleted.left, "landed batch is", "landed batches are"),
+            deleted.reason.rstrip("."),
+        )
 
 
 def delete_landed(
     bench: Workbench, *, is_alive: Callable[[str], bool], patience_seconds: float = _PATIENCE
-) -> int:
-    """Delete the asset's batches that have been read as a whole; how many were.
+) -> Deleted:
+    """Delete the asset's batches that have been read as a whole.
 
     Not while another run waits for one of them, which the sensor would not see end any more: the
     last of these runs deletes it. What cannot be deleted now, any later run of the asset deletes.
     """
-    try:
-        since = bench.claude.now() - RESULTS_LAST
-        known = bench.warehouse.transact(lambda connection: _landed(connection, bench, since))
-        waiting = {run_id for _, _, runs in known for run_id in runs if is_alive(run_id)}
-        waiting.discard(bench.run.run_id)
-        free = [(chunk, batch) for chunk, batch, runs in known if waiting.isdisjoint(runs)]
-        deleted = _delete_all(bench, free, time.monotonic() + patience_seconds)
-    except ClaudeBatchError as error:  # what has landed has landed, and is no failure of the run
-        bench.log.warning("Landed batches are not deleted at Anthropic yet: %s", error)
-        return 0
-    if deleted:
-        bench.log.info("Deleted %d landed batches at Anthropic.", deleted)
-    return deleted
+    since = bench.claude.now() - RESULTS_LAST
+    known = bench.warehouse.transact(lambda connection: _landed(connection, bench, since))
+    waiting = {run_id for _, _, runs in known for run_id in runs if is_alive(run_id)}
+    waiting.discard(bench.run.run_id)
+    free = [(chunk, batch) for chunk, batch, runs in known if waiting.isdisjoint(runs)]
+    deleted = _delete_all(bench, free, time.monotonic() + patience_seconds)
+    if deleted.count:
+        bench.log.info(
+            "Deleted %s at Anthropic.", counted(deleted.count, "landed batch", "landed batches")
+        )
+    return replace(deleted, waiting=len(known) - len(free), runs=tuple(sorted(waiting)))
 
 
-def _delete_all(bench: Workbench, free: Sequence[tuple[int, str]], until: float) -> int:
-    """Delete until an error or the end of the time; how many were."""
-    deleted = 0
-    reason = "the time for it is over; the next run goes on."
+def _delete_all(bench: Workbench, free: Sequence[tuple[int, str]], until: float) -> Deleted:
+    """Delete until an error that all others would meet too, or the end of the time."""
+    deleted, reason = 0, ""
     try:
         for chunk_id, batch_id in free:
             if time.monotonic() > until:
+                reason = "The time for it is over."
                 break
-            if _delete(bench, batch_id):
+            refused = _delete(bench, batch_id)
+            if refused is None:
                 # At once: of what is not shown any more, nobody could tell whether it was deleted.
                 note = partial(_note, chunk_id=chunk_id, bench=bench)
                 bench.warehouse.transact(note)
                 deleted += 1
-        else:
-            return deleted
+            else:
+                reason = refused
     except (*UNANSWERED, NoCredentialsError) as error:
         reason = one_line(str(error))
-    left = len(free) - deleted
-    bench.log.warning("%d landed batches are not deleted at Anthropic yet: %s", left, reason)
-    return deleted
+    return Deleted(deleted, left=len(free) - deleted, reason=reason)
 
 
-def _delete(bench: Workbench, batch_id: str) -> bool:
-    """Delete a batch; False if the API does not show it, or not let it go yet."""
+def _delete(bench: Workbench, batch_id: str) -> str | None:
+    """Delete a batch; or why not, if the API does not show it, or not let it go yet."""
     try:
         bench.claude.delete(batch_id, timeout_seconds=_CALL_SECONDS)
     except (anthropic.NotFoundError, anthropic.BadRequestError, anthropic.ConflictError) as error:
-        bench.log.warning("Batch %s was not deleted: %s", batch_id, one_line(str(error)))
-        return False
-    return True
+        reason = one_line(str(error))
+        bench.log.warning("Batch %s was not deleted: %s", batch_id, reason)
+        return f"Batch {batch_id}: {reason}"
+    return None
 
 
 _Landed = tuple[int, str, list[str]]

@@ -1,7 +1,7 @@
 """Everything that this package raises on purpose."""
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
@@ -424,6 +424,17 @@ class StatusUnreadableError(ClaudeBatchError):
         )
 
 
+class StatusLockedError(ClaudeBatchError):
+    """What is out cannot be told, for another process writes the database all the time."""
+
+    def __init__(self, database: str, holder: str, *, waited: float) -> None:
+        super().__init__(
+            f"The DuckDB database {database} was locked by {holder} for {waited:.0f} s. Nothing "
+            "was changed. Runs open it for single transactions: try again, or wait longer with "
+            "`--wait`."
+        )
+
+
 class UnknownAssetsError(ClaudeBatchError):
     """A job was to work on assets that are not there."""
 
@@ -435,6 +446,48 @@ class UnknownAssetsError(ClaudeBatchError):
             f"{job} did nothing: this code location has no batch asset "
             f"{', '.join(map(repr, unknown))} that uses the resource {claude_resource!r}. It has: "
             f"{there}. Name `assets` as these are written."
+        )
+
+
+class UnknownPartitionsError(ClaudeBatchError):
+    """A job was to cancel partitions that were never asked for."""
+
+    def __init__(self, job: str, unknown: Sequence[str], still_open: Sequence[str]) -> None:
+        shown = ", ".join(map(repr, still_open[:_SHOWN])) or "none"
+        more = f" and {len(still_open) - _SHOWN:,} more" if len(still_open) > _SHOWN else ""
+        super().__init__(
+            f"{job} did nothing: none of these assets was ever asked for the partitions "
+            f"{', '.join(map(repr, unknown))}. Open are: {shown}{more}. Name `partitions` as "
+            "these are written."
+        )
+
+
+_SHOWN: Final = 20
+
+
+class BatchesNotCancelledError(ClaudeBatchError):
+    """Batches whose answers nobody waits for go on, for the API could not be asked to end them."""
+
+    def __init__(self, asset: str, failed: Mapping[str, str]) -> None:
+        (batch_id, reason), *_ = failed.items()
+        batches = "1 batch" if len(failed) == 1 else f"{len(failed):,} batches"
+        super().__init__(
+            f"{batches} of asset {asset!r} could not be asked to end ({batch_id}: {reason}). "
+            "Nothing more is sent for what was cancelled, but what these batches go on to answer "
+            "is billed; it lands as usual. Start the job again."
+        )
+
+
+class BatchesNotDeletedError(ClaudeBatchError):
+    """Batches that have landed are still at Anthropic."""
+
+    def __init__(self, asset: str, left: int, reason: str) -> None:
+        batches = "1 landed batch" if left == 1 else f"{left:,} landed batches"
+        super().__init__(
+            f"{batches} of asset {asset!r} could not be deleted at Anthropic: "
+            f"{reason.rstrip('.')}. What was asked and answered in them can be read there for 29 "
+            "days from their creation. Start the job again; what the API does not show was deleted "
+            "already, or belongs to another workspace than the credentials."
         )
 
 

@@ -1,6 +1,5 @@
 """The failures table as a line of its own in the lineage, with no button of its own to press."""
 
-import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
@@ -15,29 +14,30 @@ from dagster_claude_batch.report import PartitionReport
 
 _SUFFIX: Final = "_failures"
 
-_SHOWN: Final["weakref.WeakSet[object]"] = weakref.WeakSet()
-"""Op definitions of the assets whose failures somebody has in the lineage."""
 
-
-def build_claude_batch_failures_spec(asset: dg.AssetsDefinition) -> dg.AssetSpec:
+def build_claude_batch_failures_spec(
+    asset: dg.AssetsDefinition | dg.AssetSpec | dg.SourceAsset,
+) -> dg.AssetSpec:
     """Build the failures table of a batch asset as an asset beside it, ``<asset>_failures``.
 
     It is for the lineage, and for what depends on failures: nobody materializes it by itself, for
     each run of ``asset`` reports it too, also one that fails. Put it into the `assets` of your
-    definitions. Dagster's DuckDB IO managers can read it if ``table`` is not another name.
+    definitions: `dagster.load_assets_from_modules` takes it along only with ``include_specs=True``.
+    Dagster's DuckDB IO managers can read it if ``table`` is not another name.
 
     Args:
-        asset: What `build_claude_batch_asset` has returned.
+        asset: What `build_claude_batch_asset` has returned; if you load it with a ``key_prefix``,
+            what has that prefix.
 
     Raises:
         NoBatchAssetError: It is an asset of another kind.
     """
     found = batch_asset(asset)
-    if found is None:
-        raise NoBatchAssetError([key.to_user_string() for key in asset.keys])
+    if found is None or not isinstance(asset, dg.AssetsDefinition):
+        keys = asset.keys if isinstance(asset, dg.AssetsDefinition) else [asset.key]
+        raise NoBatchAssetError([key.to_user_string() for key in keys])
     (spec,) = asset.specs
     table = found.declaration.failures
-    _SHOWN.add(asset.node_def)
     metadata: dict[str, Any] = {"schema": table.schema, "dagster/table_name": str(table)}
     expression = partitions.partition_expr_of_answers(found.partitions_def)
     if expression is not None:
@@ -61,16 +61,16 @@ def failures_key(key: dg.AssetKey) -> dg.AssetKey:
 
 
 def reported(
-    asset: dg.AssetsDefinition,
+    context: dg.AssetExecutionContext,
     key: dg.AssetKey,
     declaration: Declaration,
     reports: Sequence[PartitionReport],
 ) -> Iterator[dg.AssetMaterialization]:
-    """What a run says of the failures of its partitions, if somebody has them in the lineage.
+    """What a run says of the failures of its partitions, if its code location has them as an asset.
 
     ``key`` is that of the answers, as the code location knows it.
     """
-    if asset.node_def not in _SHOWN:
+    if not _is_in_lineage(context, failures_key(key)):
         return
     for report in reports:
         counted = "row_count" if report.partition is None else "partition_row_count"
@@ -84,3 +84,10 @@ def reported(
                 **{f"failed/{kind}": count for kind, count in report.failed_by_type.items()},
             },
         )
+
+
+def _is_in_lineage(context: dg.AssetExecutionContext, key: dg.AssetKey) -> bool:
+    """Whether the code location has an asset with this key that nobody else materializes."""
+    # Not the repository's graph: `dg.materialize` has none. The job's own has only what it runs.
+    graph = context.job_def.asset_layer.asset_graph.source_asset_graph
+    return graph.has(key) and not graph.get(key).is_executable

@@ -1,10 +1,11 @@
 """Jobs to be started by hand: collect, reconcile, cancel, prune, delete. Safe to start twice."""
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Final
+from functools import cache
+from typing import Any, Final, Self
 
 import dagster as dg
 from pydantic import Field
@@ -13,7 +14,13 @@ from dagster_claude_batch import by_hand, held_run
 from dagster_claude_batch.advance import Engine
 from dagster_claude_batch.batch_asset import BatchAsset, batch_assets_of, engine_of_job
 from dagster_claude_batch.deleting import delete_landed
-from dagster_claude_batch.errors import UnknownAssetsError
+from dagster_claude_batch.errors import (
+    BatchesNotCancelledError,
+    BatchesNotDeletedError,
+    ClaudeBatchError,
+    UnknownAssetsError,
+    UnknownPartitionsError,
+)
 from dagster_claude_batch.ours import Ours
 
 _AN_HOUR: Final = 3_600.0
@@ -36,7 +43,8 @@ class CancelConfig(dg.Config):
     partitions: list[str] = Field(
         default=[],
         description="Keys of partitions; with none, all. What was asked of several partitions "
-        "together is cancelled as a whole if one of them is named.",
+        "together is cancelled as a whole if one of them is named. Keys that none of the assets "
+        "was ever asked for are refused.",
     )
 
 
@@ -61,7 +69,10 @@ def build_claude_batch_jobs(
       failures and what was spent stay.
     - ``<name>_delete_remote_results``: deletes at Anthropic what has landed.
 
-    Nothing but a person starts them, and they can be started as often as one likes.
+    Nothing but a person starts them, and they can be started as often as one likes. One that could
+    not do all of it, for the API or a database was in its way, fails and says so: start it again.
+    Declare them as often as you like, too, also by ``jobs: true`` in YAML: under one name they are
+    the same ones.
 
     Args:
         name: Begins the names of the jobs.
@@ -78,6 +89,7 @@ class _Desk:
     """One asset, on which a job works."""
 
     context: dg.OpExecutionContext
+    asset: BatchAsset
     engine: Engine
     ours: Ours
 
@@ -85,39 +97,60 @@ class _Desk:
         return held_run.is_alive(self.context.instance, run_id)
 
 
-def _collect(desk: _Desk, _: dg.Config) -> int:
+@dataclass(frozen=True)
+class _Done:
+    """What a job has done to an asset: how often; what it left to whom; what it could not do."""
+
+    count: int
+    left: Mapping[str, Any] | None = None
+    problem: ClaudeBatchError | None = None
+
+
+def _collect(desk: _Desk, _: dg.Config) -> _Done:
     waiting = _waiting(desk)
     for run in waiting:
         _let_look(desk, run)
     left = desk.engine.settle([], is_alive=desk.is_alive)
-    desk.context.log.info(f"{left:,} batches are still out that no run waits for.")
-    return len(waiting)
+    out = held_run.counted(left, "batch is", "batches are")
+    desk.context.log.info(f"{out} still out that no run waits for.")
+    return _Done(len(waiting))
 
 
-def _reconcile(desk: _Desk, _: dg.Config) -> int:
-    return by_hand.settle_doubts(desk.engine)
+def _reconcile(desk: _Desk, _: dg.Config) -> _Done:
+    return _Done(by_hand.settle_doubts(desk.engine))
 
 
-def _cancel(desk: _Desk, config: CancelConfig) -> int:
-    return by_hand.cancel_open(desk.engine, config.partitions)
+def _cancel(desk: _Desk, config: CancelConfig) -> _Done:
+    done = by_hand.cancel(desk.engine, config.partitions)
+    problem = BatchesNotCancelledError(_shown(desk.asset), done.failed) if done.failed else None
+    return _Done(done.count, problem=problem)
 
 
-def _prune(desk: _Desk, config: PruneConfig) -> int:
-    return by_hand.forget(desk.engine, timedelta(days=config.older_than_days))
+def _prune(desk: _Desk, config: PruneConfig) -> _Done:
+    return _Done(by_hand.forget(desk.engine, timedelta(days=config.older_than_days)))
 
 
-def _delete(desk: _Desk, _: dg.Config) -> int:
-    return delete_landed(desk.engine, is_alive=desk.is_alive, patience_seconds=_AN_HOUR)
+def _delete(desk: _Desk, _: dg.Config) -> _Done:
+    done = delete_landed(desk.engine, is_alive=desk.is_alive, patience_seconds=_AN_HOUR)
+    if done.waiting:
+        batches = held_run.counted(done.waiting, "batch is", "batches are")
+        desk.context.log.info(f"{batches} left to the runs that wait: {', '.join(done.runs)}.")
+    return _Done(
+        done.count,
+        {"batches": done.waiting, "runs": list(done.runs)} if done.waiting else None,
+        BatchesNotDeletedError(_shown(desk.asset), done.left, done.reason) if done.left else None,
+    )
 
 
 @dataclass(frozen=True)
 class _Task:
-    """A job; ``said`` is what its count is of."""
+    """A job; ``one`` and ``many`` are what its count is of."""
 
     name: str
     description: str
-    said: str
-    work: Callable[[_Desk, Any], int]
+    one: str
+    many: str
+    work: Callable[[_Desk, Any], _Done]
     config: type[Any] = SelectionConfig
 
 
@@ -125,18 +158,21 @@ _TASKS: Final = (
     _Task(
         "collect",
         "Lets all runs that wait for batches look now, and lands what no run waits for.",
+        "run looks at its batches",
         "runs look at their batches",
         _collect,
     ),
     _Task(
         "reconcile",
         "Finds out now about batches whose creation is in doubt.",
+        "chunk is still in doubt",
         "chunks are still in doubt",
         _reconcile,
     ),
     _Task(
         "cancel",
         "Cancels what is out. What is answered by then is billed, and lands.",
+        "materialization was cancelled",
         "materializations were cancelled",
         _cancel,
         CancelConfig,
@@ -145,6 +181,7 @@ _TASKS: Final = (
         "prune",
         "Takes the requests of what ended long ago out of the ledger. Answers, failures and what "
         "was spent stay.",
+        "request was forgotten",
         "requests were forgotten",
         _prune,
         PruneConfig,
@@ -152,6 +189,7 @@ _TASKS: Final = (
     _Task(
         "delete_remote_results",
         "Deletes at Anthropic what has landed, whatever the assets declare.",
+        "batch was deleted",
         "batches were deleted",
         _delete,
     ),
@@ -161,6 +199,16 @@ _TASKS: Final = (
 # --- the jobs themselves --------------------------------------------------------------------
 
 
+class _OneJob(dg.JobDefinition):
+    """A job that stays the same object wherever it is declared; see `OneSensor`."""
+
+    def with_metadata(self, metadata: Mapping[str, Any]) -> Self:
+        """The same job, without a note of the file."""
+        del metadata
+        return self
+
+
+@cache
 def _build(name: str, claude_resource: str, task: _Task) -> dg.JobDefinition:
     @dg.op(
         name=f"{name}_op",
@@ -169,48 +217,100 @@ def _build(name: str, claude_resource: str, task: _Task) -> dg.JobDefinition:
     )
     def work(context: dg.OpExecutionContext) -> None:
         config: Any = task.config(**context.op_config)
-        count, problems = 0, dict[str, Exception]()
-        for asset in _chosen(context, claude_resource, config.assets, name):
-            try:
-                with _at_work(context, claude_resource, asset) as desk:
-                    done = task.work(desk, config)
-            except Exception as error:  # noqa: BLE001  # one asset's trouble keeps nobody else's work
-                # Without its traceback, which would keep open what was read when it was raised.
-                problems[asset.declaration.asset] = error.with_traceback(None)
-            else:
-                context.log.info(f"{asset.declaration.asset}: {done:,} {task.said}.")
-                count += done
-        context.add_output_metadata({"count": count, "of": task.said})
-        for troubled, problem in problems.items():
-            context.log.error(f"Asset {troubled!r}: {problem}")
-        if problems:
-            raise next(iter(problems.values()))
+        assets = _chosen(context, claude_resource, config.assets, name)
+        if isinstance(config, CancelConfig):
+            _refuse_unknown(context, claude_resource, assets, config.partitions)
+        _work(context, claude_resource, assets, task, config)
 
-    graph = dg.GraphDefinition(name=name, node_defs=[work])
-    return graph.to_job(  # pyright: ignore[reportUnknownMemberType]  # open in Dagster's own types
+    return _OneJob(
+        graph_def=dg.GraphDefinition(name=name, node_defs=[work]),
         description=f"{task.description} Safe to start twice.",
         executor_def=dg.in_process_executor,
     )
 
 
+def _work(
+    context: dg.OpExecutionContext,
+    claude_resource: str,
+    assets: Sequence[BatchAsset],
+    task: _Task,
+    config: dg.Config,
+) -> None:
+    """Do a job's work on each asset, and say what has come of it."""
+    count, left, problems = 0, dict[str, Any](), dict[str, Exception]()
+    for asset in assets:
+        key = _shown(asset)
+        try:
+            with _at_work(context, claude_resource, asset) as desk:
+                done = task.work(desk, config)
+        except Exception as error:  # noqa: BLE001  # one asset's trouble keeps nobody else's work
+            # Without its traceback, which would keep open what was read when it was raised.
+            problems[key] = error.with_traceback(None)
+            continue
+        context.log.info(f"{key}: {held_run.counted(done.count, task.one, task.many)}.")
+        count += done.count
+        if done.left is not None:
+            left[key] = done.left
+        if done.problem is not None:
+            problems[key] = done.problem
+    context.add_output_metadata(
+        {"count": count, "of": task.many, **({"left_to_runs": left} if left else {})}
+    )
+    for troubled, problem in problems.items():
+        context.log.error(f"Asset {troubled!r}: {problem}")
+    if problems:
+        raise next(iter(problems.values()))
+
+
+def _shown(asset: BatchAsset) -> str:
+    """What Dagster calls an asset."""
+    return asset.key.to_user_string()
+
+
 def _chosen(
     context: dg.OpExecutionContext, claude_resource: str, names: Sequence[str], job: str
 ) -> list[BatchAsset]:
-    """The assets with these keys, or all.
+    """The assets with these keys, as the code location or the declaration has them; or all.
 
     Raises:
         UnknownAssetsError: Not all of them are there, with this resource.
     """
-    assets = batch_assets_of(context.repository_def)
-    known = {each.declaration.asset: each for each in assets if _uses(each, claude_resource)}
+    every = batch_assets_of(context.repository_def)
+    assets = [each for each in every if each.claude_resource == claude_resource]
+    if not names:
+        return assets
+    declared = {each.declaration.asset: each for each in assets}
+    known = declared | {_shown(each): each for each in assets}
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise UnknownAssetsError(job, unknown, claude_resource, list(known))
-    return [known[name] for name in names or known]
+        raise UnknownAssetsError(job, unknown, claude_resource, [_shown(each) for each in assets])
+    return list({known[name].key: known[name] for name in names}.values())
 
 
-def _uses(asset: BatchAsset, claude_resource: str) -> bool:
-    return asset.claude_resource == claude_resource
+def _refuse_unknown(
+    context: dg.OpExecutionContext,
+    claude_resource: str,
+    assets: Sequence[BatchAsset],
+    partitions: Sequence[str],
+) -> None:
+    """Check that any of the assets was ever asked for each of the partitions.
+
+    Raises:
+        UnknownPartitionsError: None was, for some of them.
+    """
+    known = dict[str, bool]()
+    for asset in assets if partitions else ():
+        try:
+            with _at_work(context, claude_resource, asset) as desk:
+                found = by_hand.partitions_of(desk.engine)
+        except Exception as error:  # noqa: BLE001  # it is the job's error when its turn comes
+            context.log.warning(f"Asset {_shown(asset)!r}: {error}")
+            return
+        known = {key: known.get(key, False) or found.get(key, False) for key in known | found}
+    unknown = [key for key in partitions if key not in known]
+    if unknown:
+        still_open = [key for key, is_open in known.items() if is_open]
+        raise UnknownPartitionsError(context.job_name, unknown, still_open)
 
 
 @contextmanager
@@ -220,7 +320,7 @@ def _at_work(
     """Put an asset's engine to work, and watch for second copies of what it settles."""
     ours = Ours.of_run(context.run, claude_resource)
     with engine_of_job(context, asset) as engine:
-        yield _Desk(context, engine, ours)
+        yield _Desk(context, asset, engine, ours)
         if engine.is_watching():
             context.instance.add_run_tags(context.run_id, ours.tags(held_run.GAVE_UP_TAG))
 
@@ -230,9 +330,8 @@ def _at_work(
 
 def _waiting(desk: _Desk) -> list[dg.DagsterRun]:
     """Held runs that wait for batches of the asset, and whose makers are at their end."""
-    instance, asset = desk.context.instance, desk.engine.declaration.asset
-    name = held_run.name_of(dg.AssetKey.from_user_string(asset))
-    found = held_run.in_queue(instance, desk.ours.tags(), [dg.DagsterRunStatus.QUEUED])
+    name = held_run.name_of(desk.asset.key)
+    found = held_run.in_queue(desk.context.instance, desk.ours.tags(), [dg.DagsterRunStatus.QUEUED])
     return [run for run in found if not held_run.is_copy(run) and _waits(desk, run, name)]
 
 

@@ -72,7 +72,7 @@ def _finish(run: "Run") -> Iterator[Any]:
         return
     deleted = run.deleted_partitions
     shown = [each for each in reports if each.partition not in deleted]
-    for event in failures.reported(context.assets_def, run.key, declaration, shown):
+    for event in failures.reported(context, run.key, declaration, shown):
         context.log_event(event)
     yield from finishing.finish(context, run.key, declaration, reports, deleted=deleted)
 

@@ -31,8 +31,8 @@ from dagster_claude_batch.warehouse import Connection, Warehouse
 
 T = TypeVar("T")
 
-_CANCEL_SECONDS: Final = 20.0
-"""A run that is being terminated has no time for more; whoever comes next asks again."""
+CANCEL_SECONDS: Final = 20.0
+"""One call: a run that is being terminated has no time for more; whoever comes next asks again."""
 
 
 @dataclass(frozen=True)
@@ -221,14 +221,15 @@ class Workbench:
             findings.wait_until(self.claude.now() + UNREADABLE)
             return None
 
-    def cancel_batch(self, batch_id: str) -> None:
-        """Ask for the end of a batch; one that has ended, or is gone, needs none."""
+    def cancel_batch(self, batch_id: str) -> str | None:
+        """Ask for the end of a batch; why that failed, if it did: one that has ended needs none."""
         try:
-            self.claude.cancel(batch_id, timeout_seconds=_CANCEL_SECONDS)
+            self.claude.cancel(batch_id, timeout_seconds=CANCEL_SECONDS)
         except UNANSWERED as error:
             self.log.info("Batch %s was not cancelled (%s).", batch_id, type(error).__name__)
-        else:
-            self.log.info("Asked for the end of batch %s.", batch_id)
+            return one_line(str(error))
+        self.log.info("Asked for the end of batch %s.", batch_id)
+        return None
 
     def plan(self, connection: Connection, materialization: Materialization) -> Plan:
         """Where one materialization is planned, within a transaction."""

@@ -28,6 +28,7 @@ from dagster_claude_batch import (
     Image,
     Text,
     build_claude_batch_asset,
+    build_claude_batch_failures_spec,
     claude_batch_definitions,
     claude_batch_sensor,
 )
@@ -145,6 +146,7 @@ def test_all_arguments_of_the_factory_have_the_same_names_in_yaml() -> None:
     [
         ({}, {}),
         ({"row_key": ["id", "page"]}, {"row_key": ["id", "page"]}),
+        ({"include": "n"}, {"include": "n"}),
         ({"system": "You read {{ language }}."}, {"system": "You read {{ language }}."}),
         (
             {"prompt": ["See", {"image": "it", "resize": True}, {"text": "of {{ id }}"}]},
@@ -507,12 +509,35 @@ def test_jobs_by_hand_come_once_for_each_claude_resource() -> None:
     )
 
 
+def test_jobs_may_be_declared_in_python_beside_yaml() -> None:
+    with loaded_files({"assets": [SMALL], "jobs": True}, python=JOBS_IN_PYTHON) as defs:
+        names = [
+            job.name for job in defs.get_repository_def().get_all_jobs() if "claude" in job.name
+        ]
+
+    assert len(names) == len(set(names))
+    assert {"claude_batch_cancel", "claude_batch_other_cancel"} <= set(names)
+
+
+JOBS_IN_PYTHON = """
+import dagster as dg
+from dagster_claude_batch import build_claude_batch_jobs
+
+defs = dg.Definitions.merge(
+    dg.Definitions(jobs=build_claude_batch_jobs()),
+    dg.Definitions(jobs=build_claude_batch_jobs("claude_batch_other", claude_resource="other")),
+)
+"""
+
+
 def test_definitions_of_assets_come_with_the_sensor_and_can_be_merged_with_ones_own() -> None:
     @dg.asset
     def texts() -> None: ...
 
     one = claude_batch_definitions(build_claude_batch_asset(**SMALL))
-    two = claude_batch_definitions(texts, build_claude_batch_asset(**(SMALL | {"key": "two"})))
+    second = build_claude_batch_asset(**(SMALL | {"key": "two"}))
+    failures = build_claude_batch_failures_spec(second)
+    two = claude_batch_definitions(texts, second, failures, dg.AssetSpec("elsewhere"))
     resources = {
         "duckdb": DuckDBResource(database="w.duckdb"),
         "claude_batch": ClaudeBatchResource(api_key="none"),
@@ -524,7 +549,9 @@ def test_definitions_of_assets_come_with_the_sensor_and_can_be_merged_with_ones_
     assert {key.to_user_string() for key in repository.assets_defs_by_key} == {
         "small",
         "two",
+        "two_failures",
         "texts",
+        "elsewhere",
     }
     assert [sensor.name for sensor in repository.sensor_defs] == ["claude_batch_sensor"]
 

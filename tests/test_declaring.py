@@ -101,6 +101,15 @@ MULTI = dg.MultiPartitionsDefinition({"x": STATIC, "y": STATIC})
         ({"cache": "2h"}, "cache"),
         ({"system": "About {{ text }}", "prompt": str}, "system"),
         ({"cache": "1h", "prompt": "{{ text }}"}, "cache"),
+        ({"wait": "sensr"}, "wait"),
+        ({"wait": None}, "wait"),
+        ({"max_cost_usd": True}, "max_cost_usd"),
+        ({"max_cost_usd": "5"}, "max_cost_usd"),
+        ({"max_wait_hours": True}, "max_wait_hours"),
+        ({"max_failure_rate": True}, "max_failure_rate"),
+        ({"max_attempts": True}, "max_attempts"),
+        ({"max_tokens": 10.5}, "max_tokens"),
+        ({"chunk_size": "100"}, "chunk_size"),
         ({"table": "a.b.c.d"}, "table"),
         ({"partitions_def": STATIC}, "partition_expr"),
         ({"partition_expr": "corpus"}, "partition_expr"),
@@ -111,6 +120,13 @@ MULTI = dg.MultiPartitionsDefinition({"x": STATIC, "y": STATIC})
 def test_an_argument_that_cannot_work_is_named(declared: dict[str, Any], argument: str) -> None:
     with pytest.raises(DeclarationError, match=f"Asset 'ratings', argument `{argument}`"):
         build_claude_batch_asset("ratings", **{**RIGHT, **declared})
+
+
+def test_one_column_to_carry_over_may_be_named_as_one_key_is() -> None:
+    found = batch_asset(build_claude_batch_asset("ratings", **RIGHT, include="text"))
+
+    assert found is not None
+    assert found.declaration.include == ("text",)
 
 
 class Clash(BaseModel):

@@ -3,6 +3,7 @@
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import dagster as dg
@@ -72,6 +73,12 @@ RESOURCES = {
 
 def materialized(*assets: Any, kind: str = "none") -> dg.ExecuteInProcessResult:
     return dg.materialize(assets, resources=RESOURCES, partition_key=KEYS[kind])
+
+
+def asked_too() -> dg.AssetsDefinition:
+    return build_claude_batch_asset(
+        "asked_too", source="reviews", row_key="review_id", prompt="{{ city }}"
+    )
 
 
 def reader(
@@ -159,19 +166,69 @@ def test_failures_are_a_line_of_the_lineage_that_nobody_can_press() -> None:
     assert node.metadata["dagster/table_name"] == "main.rated_failures"
 
 
-def test_who_does_not_ask_for_it_has_no_such_asset() -> None:
+def test_who_does_not_have_it_in_the_definitions_has_no_such_asset() -> None:
+    rated = asked()
+    build_claude_batch_failures_spec(rated)  # nobody takes it along
     with dg.DagsterInstance.ephemeral() as instance:
-        dg.materialize([asked()], resources=RESOURCES, instance=instance)
+        dg.materialize([rated], resources=RESOURCES, instance=instance)
 
         assert set(instance.all_asset_keys()) == {dg.AssetKey("rated")}
+
+
+def test_an_asset_of_ones_own_with_that_key_is_left_alone() -> None:
+    @dg.asset
+    def rated_failures() -> None: ...
+
+    with dg.DagsterInstance.ephemeral() as instance:
+        own = dg.AssetSelection.assets("rated")
+        dg.materialize(
+            [asked(), rated_failures], resources=RESOURCES, instance=instance, selection=own
+        )
+
+        assert set(instance.all_asset_keys()) == {dg.AssetKey("rated")}
+
+
+@pytest.mark.parametrize("job", [None, "rate"], ids=["of all assets", "of ones own"])
+def test_jobs_and_runs_of_a_selection_report_failures_too(job: str | None) -> None:
+    rated = asked()
+    failures = build_claude_batch_failures_spec(rated)
+    defs = dg.Definitions(
+        assets=[rated, failures, asked_too()],
+        jobs=[dg.define_asset_job("rate", ["rated"])],
+        resources=RESOURCES,
+    )
+    with dg.DagsterInstance.ephemeral() as instance:
+        found = defs.resolve_job_def(job) if job else defs.resolve_implicit_global_asset_job_def()
+        found.execute_in_process(instance=instance, asset_selection=None if job else [rated.key])
+
+        assert set(instance.all_asset_keys()) == {rated.key, failures.key}
+
+
+def test_the_failures_of_a_renamed_asset_are_named_after_it() -> None:
+    rated = asked()
+    (renamed,) = dg.load_assets_from_modules([module_of(rated)], key_prefix="p")
+    assert isinstance(renamed, dg.AssetsDefinition)
+    failures = build_claude_batch_failures_spec(renamed)
+    with dg.DagsterInstance.ephemeral() as instance:
+        dg.materialize([renamed, failures], resources=RESOURCES, instance=instance)
+
+        assert failures.key == dg.AssetKey(["p", "rated_failures"])
+        assert set(instance.all_asset_keys()) == {renamed.key, failures.key}
+
+
+def module_of(asset: dg.AssetsDefinition) -> ModuleType:
+    module = ModuleType("declared")
+    vars(module)["asset"] = asset
+    return module
 
 
 def test_an_asset_of_another_kind_has_no_failures() -> None:
     @dg.asset
     def other() -> None: ...
 
-    with pytest.raises(NoBatchAssetError, match="'other' is not one of"):
-        build_claude_batch_failures_spec(other)
+    for each in (other, dg.AssetSpec("other")):
+        with pytest.raises(NoBatchAssetError, match="'other' is not one of"):
+            build_claude_batch_failures_spec(each)
 
 
 def test_a_check_of_ones_own_a_freshness_policy_and_selections_go_with_it() -> None:

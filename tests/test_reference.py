@@ -4,6 +4,7 @@ import re
 import runpy
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_args
@@ -12,6 +13,7 @@ import duckdb
 import pytest
 
 from dagster_claude_batch import ClaudeBatchComponent, ledger, ledger_tables, outcomes, tables
+from dagster_claude_batch.status import Out
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -25,6 +27,15 @@ def test_the_reference_is_up_to_date(built: dict[str, Any]) -> None:
     written = (DOCS / "reference.md").read_text()
 
     assert written == built["reference"](), "run `python docs/build.py`"
+
+
+def test_the_keys_of_the_status_in_json_are_described() -> None:
+    _, section = (DOCS / "deployment.md").read_text().split("### `claude-batch status`")
+    _, described = section.split("## Upgrading")[0].split("| key | is |")
+
+    assert re.findall(r"^\| `(\w+)` \|", described, re.MULTILINE) == [
+        each.name for each in fields(Out)
+    ]
 
 
 def test_nothing_stands_there_without_being_described() -> None:

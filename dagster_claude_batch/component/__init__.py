@@ -1,6 +1,5 @@
 """The same declarations from YAML, for `dg`."""
 
-import itertools
 from collections.abc import Sequence
 from typing import Annotated, Final
 
@@ -97,26 +96,14 @@ class ClaudeBatchComponent(dg.Component, dg.Model, dg.Resolvable):
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
         """The assets, the sensors that collect for them, and the jobs if they are wanted."""
+        del context
         assets = [asset.build() for asset in self.assets]
-        served = {
-            resource for each in self._before(context) for resource in each.resources_with_jobs()
-        }
+        resources = {asset.claude_resource or DEFAULT_RESOURCE for asset in self.assets}
         jobs = [
             job
-            for resource in sorted(self.resources_with_jobs() - served)
+            for resource in sorted(resources if self.jobs else ())
             for job in build_claude_batch_jobs(jobs_name(resource), claude_resource=resource)
         ]
         sensors = claude_batch_definitions(*assets).sensors if self.sensor else None
         failures = map(build_claude_batch_failures_spec, assets) if self.failures else ()
         return dg.Definitions(assets=[*assets, *failures], sensors=sensors, jobs=jobs)
-
-    def resources_with_jobs(self) -> frozenset[str]:
-        """The Claude resources for which jobs come from here."""
-        if not self.jobs:
-            return frozenset()
-        return frozenset(asset.claude_resource or DEFAULT_RESOURCE for asset in self.assets)
-
-    def _before(self, context: dg.ComponentLoadContext) -> list["ClaudeBatchComponent"]:
-        """The components of this kind that are loaded before this one: a job is needed once."""
-        every = context.component_tree.get_all_components(ClaudeBatchComponent)
-        return list(itertools.takewhile(lambda each: each is not self, every))

@@ -84,7 +84,7 @@ class ClaudeBatchAsset(dg.Resolvable):
     system: Annotated[Any, _by(arguments.as_it_is, "system", arguments.YamlSystem)] = None
     cache: Annotated[Literal["5m", "1h"] | None, _plain("cache")] = None
     params: Annotated[Any, _by(arguments.as_template, "params", arguments.YamlParams)] = None
-    include: Annotated[Sequence[str] | None, _plain("include")] = None
+    include: Annotated[str | Sequence[str] | None, _plain("include")] = None
     table: Annotated[str | None, _plain("table")] = None
     partitions_def: Annotated[
         Any, _by(partitions.partitions_def, "partitions_def", partitions.YamlPartitions)

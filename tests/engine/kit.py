@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
@@ -274,6 +276,27 @@ class Keepers:
     def close(self) -> None:
         while self._open:
             self._open.popitem()[1].close()
+
+
+class Holder:
+    """Another process that has the database open."""
+
+    def __init__(self, path: Path) -> None:
+        script = (
+            "import duckdb, sys; held = duckdb.connect(sys.argv[1]); print('held', flush=True); "
+            "sys.stdin.readline()"
+        )
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", script, str(path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stdout is not None
+        assert self.process.stdout.readline() == "held\n"
+
+    def let_go(self) -> None:
+        self.process.communicate("let go\n")
 
 
 CONFIG = {"custom_user_agent": "dagster"}

@@ -20,7 +20,7 @@ import duckdb
 import httpx2
 import pytest
 from dagster_duckdb import DuckDBResource
-from kit import CONFIG, KEEPERS, Project, RunOfTest, as_it_is
+from kit import CONFIG, KEEPERS, Holder, Project, RunOfTest, as_it_is
 
 from dagster_claude_batch.database_file import head_of
 from dagster_claude_batch.errors import (
@@ -87,27 +87,6 @@ class Time:
 
     def in_place(self, warehouse: Warehouse) -> Warehouse:
         return replace(warehouse, sleep=self.sleep, clock=self.clock)
-
-
-class Holder:
-    """Another process that has the database open."""
-
-    def __init__(self, path: Path) -> None:
-        script = (
-            "import duckdb, sys; held = duckdb.connect(sys.argv[1]); print('held', flush=True); "
-            "sys.stdin.readline()"
-        )
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", script, str(path)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert self.process.stdout is not None
-        assert self.process.stdout.readline() == "held\n"
-
-    def let_go(self) -> None:
-        self.process.communicate("let go\n")
 
 
 class Heard(logging.Handler):

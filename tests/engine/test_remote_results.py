@@ -1,15 +1,17 @@
 """`delete_remote_results`: what has landed is deleted at Anthropic, and nothing else is."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 
 import dagster as dg
 import httpx2
 import pytest
-from kit import Project
+from kit import Holder, Project
 
 from dagster_claude_batch import LocalClaudeBatchResource
 from dagster_claude_batch.deleting import delete_as_declared, delete_landed
+from dagster_claude_batch.errors import DatabaseLockedError
 
 Make = Callable[..., Project]
 DELETE = "DELETE /v1/messages/batches/…"
@@ -27,7 +29,7 @@ def delete(
 ) -> int:
     """As a run does at its end."""
     engine = made.engine(run_id=run)
-    return delete_landed(engine, is_alive=alive.__contains__, patience_seconds=patience)
+    return delete_landed(engine, is_alive=alive.__contains__, patience_seconds=patience).count
 
 
 def remote(made: Project) -> list[str]:
@@ -125,6 +127,23 @@ def test_an_api_that_is_silent_keeps_nobody_waiting(private: Project) -> None:
 
     assert sum(call.startswith("DELETE") for call in private.wire.calls) == 1
     assert private.answers() == ["t0", "t1", "t2", "t3"]
+
+
+@pytest.mark.opens_anew
+def test_a_locked_database_is_an_error_for_who_deletes_by_hand_and_none_of_the_run(
+    private: Project,
+) -> None:
+    private.materialize()
+    engine = private.engine()
+    engine.warehouse = replace(engine.warehouse, lock_timeout_seconds=0)
+    holder = Holder(private.path)
+
+    delete_as_declared(engine, is_alive=lambda _: False)
+    with pytest.raises(DatabaseLockedError):
+        delete_landed(engine, is_alive=lambda _: False)
+
+    holder.let_go()
+    assert len(remote(private)) == 2
 
 
 def test_a_batch_that_the_api_does_not_show_stops_no_other(private: Project) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 
 import httpx2
 import pytest
-from kit import Project
+from kit import Holder, Project
 
-from dagster_claude_batch.command import main
+from dagster_claude_batch.command import LOCKED, NO_LEDGER, main
 from dagster_claude_batch.status import Out, table_of
 
 pytestmark = pytest.mark.opens_anew  # as another process does
@@ -110,11 +110,46 @@ def test_a_price_that_nobody_knows_is_not_shown_as_nothing(
     assert "and more whose price is not known" in said(waves, capsys)
 
 
-def test_a_database_without_a_ledger_has_nothing_out(project: Make, capsys: Captured) -> None:
+@pytest.mark.parametrize("json_too", [[], ["--json"]], ids=["for people", "for programs"])
+def test_a_database_without_a_ledger_is_said_to_have_none(
+    project: Make, capsys: Captured, json_too: list[str]
+) -> None:
     made = project()
     made.load([("tweets", "t0", "x")])
 
-    assert listed(made, capsys) == []
+    assert main(["status", str(made.path), *json_too]) == NO_LEDGER
+
+    printed = capsys.readouterr()
+    assert f"{made.path} has no ledger: nothing was ever asked from it." in printed.err
+    assert printed.out == ("[]\n" if json_too else "")
+
+
+def test_a_run_that_writes_is_waited_for(waves: Project, capsys: Captured) -> None:
+    waves.start()
+    holder = Holder(waves.path)
+    pauses: list[float] = []
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        holder.let_go()
+
+    assert main(["status", str(waves.path)], sleep=pause) == 0
+    assert len(pauses) == 1
+    assert "4 requests are out" in capsys.readouterr().out
+
+
+def test_a_database_that_stays_locked_has_an_exit_code_of_its_own(
+    waves: Project, capsys: Captured
+) -> None:
+    waves.start()
+    holder = Holder(waves.path)
+
+    assert main(["status", str(waves.path), "--wait", "0"]) == LOCKED
+    holder.let_go()
+
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert f"PID {holder.process.pid}" in printed.err
 
 
 def test_reading_makes_no_database(tmp_path: Path, capsys: Captured) -> None:
