@@ -181,6 +181,20 @@ class Stage:
 
         self.dagster.wait_for(waits, timeout=timeout, every=1, what=f"{runs} held runs of {asset}")
 
+    def wait_until_shown(
+        self, asset: str, expected: Shown, backfill: str | None = None, *, timeout: float = 600
+    ) -> Shown:
+        """Wait until there is just this to see of an asset: of many held runs, the queue may have
+        started one that was made while it read them, which waits again in another.
+        """
+        self.dagster.wait_for(
+            lambda: self.shown(asset, backfill) == expected,
+            timeout=timeout,
+            every=1,
+            what=f"{asset} to show {expected}",
+        )
+        return expected
+
     def wait_until_over(
         self, asset: str, backfill: str | None = None, *, timeout: float = 600
     ) -> None:

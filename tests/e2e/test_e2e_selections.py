@@ -310,13 +310,16 @@ def test_a_year_of_days_waits_in_a_run_for_each_day(stage: Stage) -> None:
     days = sorted(stage.dagster.partition_statuses("year_day_by_day"))
 
     backfill_id = stage.dagster.launch_backfill(["year_day_by_day"], days)
-    stage.wait_until_it_waits("year_day_by_day", runs=365, timeout=3 * HOUR)
-    waiting = stage.shown("year_day_by_day", backfill_id)
+    waiting = stage.wait_until_shown(
+        "year_day_by_day",
+        Shown({"materializing": 365}, "REQUESTED", queued=365, batches_out=365),
+        backfill_id,
+        timeout=3 * HOUR,
+    )
     stage.simulator.end_batches()
     stage.wait_until_over("year_day_by_day", backfill_id, timeout=3 * HOUR)
     at_the_end = stage.shown("year_day_by_day", backfill_id)
 
-    assert waiting == Shown({"materializing": 365}, "REQUESTED", queued=365, batches_out=365)
     assert at_the_end == Shown({"materialized": 365}, "COMPLETED_SUCCESS")
     assert len(stage.sent("year_day_by_day")) == 365
 
