@@ -219,7 +219,7 @@ def answers(draw: st.DrawFn) -> str:
     return text
 
 
-@settings(max_examples=1_000, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(text=answers())
 def test_what_is_proven_comes_to_what_the_model_would_make_of_it(
     connection: duckdb.DuckDBPyConnection, text: str

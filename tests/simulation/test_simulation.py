@@ -5,7 +5,7 @@ import pytest
 from simulation.campaign import complaint
 from simulation.schedule import play
 
-IN_CI = 50
+IN_CI = 30
 BLOCK = 10
 
 

@@ -27,6 +27,13 @@ from benchmarks.speed.server import PREPARE
 TIMEOUT: Final = 3_600
 SIZES: Final = (10_000, 100_000, 1_000_000)
 TESTS: Final = Path(__file__).parents[2]
+OTHER: Final = {
+    "validator": "a model with a validator",
+    "function": "a prompt by a function",
+    "pictures": "pictures",
+}
+"""Ours, in the ways that are slower."""
+
 BASE: Final = "article"
 """What all others are compared with."""
 
@@ -56,7 +63,11 @@ def variants() -> list[Variant]:
     here = (sys.executable, "-m")
     article = Variant(BASE, (*here, "benchmarks.speed.article"))
     parts = ("submit", "collect", "again", "changed")
-    ours = Variant("ours", (*here, "benchmarks.speed.ours"), parts)
+    ours = Variant("ours", (*here, "benchmarks.speed.ours", "template"), parts)
+    other = [
+        Variant(f"ours, {name}", (*here, "benchmarks.speed.ours", how))
+        for how, name in OTHER.items()
+    ]
     parts = ("bytes", "post", "submit", "download", "collect")
     limits = Variant("limits", (*here, "benchmarks.speed.limits"), parts)
     peers = [
@@ -64,7 +75,7 @@ def variants() -> list[Variant]:
         for name in NAMES
         if interpreter(name).exists()
     ]
-    return [article, ours, limits, *peers]
+    return [article, ours, limits, *other, *peers]
 
 
 @contextmanager

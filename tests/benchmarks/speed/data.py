@@ -1,6 +1,8 @@
 """What every variant asks and is answered: rows of about 1 KB, answers of about 1 KB."""
 
 import json
+import struct
+import zlib
 from contextlib import closing
 from random import Random
 from typing import Any, Final, Literal
@@ -64,13 +66,26 @@ def _answer(number: int) -> str:
 ANSWERS: Final = [_answer(number) for number in range(1_000)]
 
 
+def picture(random: Random, side: int = 16) -> bytes:
+    """A PNG of about 1 KB."""
+    lines = b"".join(b"\0" + random.randbytes(3 * side) for _ in range(side))
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    parts = {b"IHDR": header, b"IDAT": zlib.compress(lines), b"IEND": b""}
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in parts.items()
+    )
+
+
 def make_source(database: str, rows: int) -> None:
-    """Write the table that is asked about: ``id`` and ``text``."""
+    """Write the table that is asked about: ``id``, ``text`` and ``picture``."""
     random = Random(SEED)
     pool = [sentences(random, 790) for _ in range(1_000)]
+    pictures = [picture(random) for _ in range(1_000)]
     with closing(duckdb.connect(database)) as connection:
         connection.execute(
-            f"CREATE TABLE {SOURCE} AS SELECT i AS id, i || ': ' || pool[1 + i % 1000] AS text "
-            "FROM range($rows) AS r(i), (SELECT $pool::VARCHAR[] AS pool)",
-            {"rows": rows, "pool": pool},
+            f"CREATE TABLE {SOURCE} AS SELECT i AS id, i || ': ' || pool[1 + i % 1000] AS text, "
+            "pictures[1 + i % 1000] AS picture FROM range($rows) AS r(i), "
+            "(SELECT $pool::VARCHAR[] AS pool, $pictures::BLOB[] AS pictures)",
+            {"rows": rows, "pool": pool, "pictures": pictures},
         )

@@ -1,4 +1,7 @@
-"""Ours, as users run it: ledger, hashes, validation, failures, cost, and the report at the end."""
+"""Ours, as users run it: ledger, hashes, validation, failures, cost, and the report at the end.
+
+By how the prompt is written and the answers are checked, there are four of it.
+"""
 
 import logging
 import sys
@@ -7,6 +10,7 @@ from collections.abc import Generator
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, Final
 from uuid import uuid4
 
 import duckdb
@@ -14,29 +18,49 @@ import pandas as pd  # noqa: F401  # pyarrow imports it by itself; the article's
 from benchmarks.speed.data import INSTRUCTION, MAX_TOKENS, SOURCE, Review
 from benchmarks.speed.measure import measure
 from dagster_duckdb import DuckDBResource
+from pydantic import field_validator
 
-from dagster_claude_batch import ClaudeBatchResource, build_claude_batch_asset
+from dagster_claude_batch import ClaudeBatchResource, Image, build_claude_batch_asset
 from dagster_claude_batch.batch_asset import batch_asset, engine_for
 from dagster_claude_batch.ledger import Materialization, MaterializationConfig
 from dagster_claude_batch.report import report_on
 from dagster_claude_batch.workbench import asset_of
 
-REVIEWS = build_claude_batch_asset(
-    "reviews",
-    source=SOURCE,
-    row_key="id",
-    prompt=f"{INSTRUCTION}\n\n{{{{ text }}}}",
-    output=Review,
-    max_tokens=MAX_TOKENS,
-)
+
+class Checked(Review):
+    """The same, for which each answer has to go through Pydantic."""
+
+    @field_validator("summary")
+    @classmethod
+    def has_a_summary(cls, summary: str) -> str:
+        """Refuse an empty one."""
+        if not summary:
+            raise ValueError("it is empty")
+        return summary
+
+
+def ask(row: dict[str, Any]) -> str:
+    """Write the prompt of a row."""
+    return f"{INSTRUCTION}\n\n{row['text']}"
+
+
+HOW: Final[dict[str, dict[str, Any]]] = {
+    "template": {"prompt": f"{INSTRUCTION}\n\n{{{{ text }}}}"},
+    "validator": {"prompt": f"{INSTRUCTION}\n\n{{{{ text }}}}", "output": Checked},
+    "function": {"prompt": ask},
+    "pictures": {"prompt": [Image("picture"), INSTRUCTION]},
+}
 
 
 class Ours:
     """A run's engine on a warehouse."""
 
-    def __init__(self, folder: Path, base_url: str) -> None:
+    def __init__(self, folder: Path, base_url: str, how: str = "template") -> None:
         self.database = str(folder / "warehouse.duckdb")
-        found = batch_asset(REVIEWS)
+        declared: dict[str, Any] = {"output": Review, "max_tokens": MAX_TOKENS, **HOW[how]}
+        found = batch_asset(
+            build_claude_batch_asset("reviews", source=SOURCE, row_key="id", **declared)
+        )
         assert found is not None
         self.engine = engine_for(
             found,
@@ -99,11 +123,11 @@ def change_one_in_a_hundred(folder: Path) -> None:
         connection.execute(f"UPDATE {SOURCE} SET text = text || '!' WHERE id % 100 = 0")
 
 
-def main(part: str, folder: str, base_url: str) -> None:
+def main(how: str, part: str, folder: str, base_url: str) -> None:
     """Measure ``submit``, ``collect``, then ``again`` (nothing has changed), or ``changed``."""
     if part == "changed":
         change_one_in_a_hundred(Path(folder))
-    ours = Ours(Path(folder), base_url)
+    ours = Ours(Path(folder), base_url, how)
     measure(
         {
             "submit": ours.submit,
