@@ -58,6 +58,6 @@ def are_both_valid(one: "pa.Array[Any]", other: "pa.Array[Any]") -> pa.BooleanAr
     return pc.and_(one.is_valid(), other.is_valid())
 
 
-def split(batch: pa.RecordBatch, mask: pa.BooleanArray) -> tuple[pa.RecordBatch, pa.RecordBatch]:
-    """The rows where the mask is true, and the others."""
-    return batch.filter(mask), batch.filter(pc.invert(mask))
+def inverted(mask: pa.BooleanArray) -> pa.BooleanArray:
+    """True where the mask is false."""
+    return pc.invert(mask)

@@ -9,11 +9,11 @@ import pyarrow as pa
 from dagster_claude_batch import duckdb_errors
 from dagster_claude_batch.arrow import (
     are_both_valid,
+    inverted,
     mask_of,
     only_where,
     put_where,
     recast,
-    split,
     texts_of,
     utf8_where,
     values_of,
@@ -133,8 +133,8 @@ class Staging:
             return self._add(lines_of(batch))
         answers, numbers = self._answers(batch), pa.array(ordinals, pa.int32())
         is_usual = are_both_valid(answers, numbers)
-        answered, _ = split(_answered(batch, numbers, answers), is_usual)
-        _, others = split(batch, is_usual)
+        answered = _answered(batch, numbers, answers).filter(is_usual)
+        others = batch.filter(inverted(is_usual))
         self._batches.append(answered)
         self._worth |= dict.fromkeys(values_of(answered, _ORDINAL_COLUMN), _ANSWERED)
         return self._add(lines_of(others)) or answered.num_rows > 0
