@@ -2,9 +2,8 @@
 
 Nearly all answers are spelt exactly as the schema asks, with each field in its place. Where a model
 has only fields whose spellings a regular expression can list, a match proves all that Pydantic
-would look for, and what the columns' JSON would say is the answer as it stands: a hundred times
-as many answers a second are looked at so. What does not match may still be valid, and goes to
-the model itself.
+would look for, and the columns' JSON is the answer as it stands. What does not match may still be
+valid, and goes to the model itself.
 """
 
 import json
