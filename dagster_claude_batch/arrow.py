@@ -1,10 +1,46 @@
 """Columns of Arrow: the little that we ask of them, typed where pyarrow's stubs leave it open."""
 
+from array import array
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
+
+
+def column_of(values: Sequence[Any], kind: pa.DataType) -> "pa.Array[Any]":
+    """A column of integers of 32 or 64 bits, or of strings, which may be bytes in UTF-8; or None.
+
+    `pyarrow.array` would do as well, but imports pandas wherever that is installed, which takes
+    longer than many a run has to work.
+    """
+    digits = "".join("0" if value is None else "1" for value in reversed(values))
+    valid = int(digits or "0", base=2).to_bytes((len(values) + 7) // 8, "little")
+    data = _of_strings(values) if pa.types.is_string(kind) else _of_integers(values, kind)
+    buffers: list[pa.Buffer | None] = [pa.py_buffer(each) for each in (valid, *data)]
+    return pa.Array.from_buffers(kind, len(values), buffers)
+
+
+def _of_integers(values: Sequence[int | None], kind: pa.DataType) -> list[bytes]:
+    return [array("i" if pa.types.is_int32(kind) else "q", [v or 0 for v in values]).tobytes()]
+
+
+def _of_strings(values: Sequence[str | bytes | None]) -> list[bytes]:
+    utf8 = [value.encode() if isinstance(value, str) else value or b"" for value in values]
+    return [array("i", [0, *accumulate(map(len, utf8))]).tobytes(), b"".join(utf8)]
+
+
+def rows_as(schema: pa.Schema, rows: Sequence[Sequence[Any]]) -> pa.RecordBatch:
+    """Rows as a record batch of a schema."""
+    columns = zip(schema.names, zip(*rows, strict=True), strict=True)
+    arrays = [column_of(values, kind_of(schema, name)) for name, values in columns]
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)  # pyright: ignore[reportUnknownMemberType]
+
+
+def kind_of(schema: pa.Schema, name: str) -> pa.DataType:
+    """The type of a column."""
+    return cast("pa.DataType", schema.field(name).type)  # pyright: ignore[reportUnknownMemberType]
 
 
 def values_of(batch: pa.RecordBatch, column: int) -> list[Any]:
@@ -25,8 +61,7 @@ def texts_of(batch: pa.RecordBatch, column: int) -> pa.StringArray:
 def recast(columns: Mapping[str, "pa.Array[Any]"], schema: pa.Schema, rows: int) -> pa.RecordBatch:
     """A record batch of a schema: the columns that there are in its types, and NULL for others."""
     nothing = pa.nulls(rows)
-    kinds = [(name, schema.field(name).type) for name in schema.names]  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-    arrays = [columns.get(name, nothing).cast(kind) for name, kind in kinds]  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType, reportUnknownArgumentType]
+    arrays = [columns.get(name, nothing).cast(kind_of(schema, name)) for name in schema.names]  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
     return pa.RecordBatch.from_arrays(arrays, schema=schema)  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
 
 
@@ -42,14 +77,14 @@ def utf8_where(texts: pa.StringArray, mask: pa.BooleanArray) -> list[bytes]:
 
 def only_where(texts: pa.StringArray, mask: pa.BooleanArray) -> pa.StringArray:
     """The texts where the mask is true, and NULL elsewhere."""
-    return pc.if_else(mask, texts, pa.scalar(None, pa.string()))
+    return pc.if_else(mask, texts, pa.nulls(len(texts), pa.string()))
 
 
 def put_where(
     texts: pa.StringArray, mask: pa.BooleanArray, utf8: Sequence[bytes | None]
 ) -> pa.StringArray:
     """The texts with others where the mask is true: in their order, as many as there it is."""
-    others = pa.array(utf8, pa.binary()).view(pa.string())
+    others = column_of(utf8, pa.string())
     return cast("pa.StringArray", pc.replace_with_mask(texts, mask, others))  # pyright: ignore[reportUnknownMemberType]
 
 

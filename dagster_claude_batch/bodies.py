@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dagster_claude_batch import chunks, warehouse
-from dagster_claude_batch.arrow import values_of
+from dagster_claude_batch.arrow import column_of, values_of
 from dagster_claude_batch.chunks import Chunk
 from dagster_claude_batch.declaration import Declaration
 from dagster_claude_batch.errors import NO_ROOM, NoTemporarySpaceError
@@ -301,7 +301,7 @@ def _distribute(batch: pa.RecordBatch, spools: Mapping[int, "_Spool"]) -> None:
     numbers = list(zip(values_of(batch, 0), values_of(batch, 3), strict=True))
     in_order = sorted(range(len(numbers)), key=numbers.__getitem__)
     if in_order != list(range(len(numbers))):
-        batch = batch.take(pa.array(in_order, pa.int64()))
+        batch = batch.take(column_of(in_order, pa.int64()))
     lines = cast("pa.StringArray", batch.column(2))
     unchanged, ordinals, counts = (values_of(batch, column) for column in (1, 3, 4))
     surplus = values_of(batch, _COLUMNS) if batch.num_columns > _COLUMNS else None

@@ -12,6 +12,7 @@ from anthropic.types.messages import MessageBatch
 
 from dagster_claude_batch import chunks, ledger
 from dagster_claude_batch.adoption import owner_of
+from dagster_claude_batch.arrow import column_of
 from dagster_claude_batch.chunks import Chunk
 from dagster_claude_batch.cost import TOTAL_USD_TYPE, USD_TYPE, Prices, sum_if_known
 from dagster_claude_batch.declaration import Declaration
@@ -204,7 +205,7 @@ def _staged(landings: Sequence[Landing]) -> pa.Table:
     """What was staged of several chunks, with the chunk's id in front."""
     return pa.concat_tables(
         each.staged.add_column(
-            0, "chunk_id", pa.repeat(pa.scalar(each.chunk.chunk_id, pa.int64()), len(each.staged))
+            0, "chunk_id", column_of([each.chunk.chunk_id] * len(each.staged), pa.int64())
         )
         for each in landings
     )

@@ -9,11 +9,13 @@ import pyarrow as pa
 from dagster_claude_batch import duckdb_errors
 from dagster_claude_batch.arrow import (
     are_both_valid,
+    column_of,
     inverted,
     mask_of,
     only_where,
     put_where,
     recast,
+    rows_as,
     texts_of,
     utf8_where,
     values_of,
@@ -113,7 +115,7 @@ class Staging:
             return table
         places = zip(_values(table, "ordinal"), _values(table, "position"), strict=True)
         last = {question: place for place, question in enumerate(places)}
-        return table.take(pa.array(last.values(), pa.int64()))
+        return table.take(column_of([*last.values()], pa.int64()))
 
     def _lines(self, file: IO[bytes]) -> Iterable[pa.RecordBatch]:
         """The lines, and which of them the output's grammar proves to be answers."""
@@ -131,7 +133,7 @@ class Staging:
         ordinals = [self._ordinal_of(custom_id) for custom_id in values_of(batch, 0)]
         if not self._may_be_usual(batch, ordinals):
             return self._add(lines_of(batch))
-        answers, numbers = self._answers(batch), pa.array(ordinals, pa.int32())
+        answers, numbers = self._answers(batch), column_of(ordinals, pa.int32())
         is_usual = are_both_valid(answers, numbers)
         answered = _answered(batch, numbers, answers).filter(is_usual)
         others = batch.filter(inverted(is_usual))
@@ -172,11 +174,11 @@ class Staging:
                 pending += better
                 text += sum(len(row[_ANSWER] or "") for row in better)
                 if len(pending) >= _ROWS_PER_BATCH or text > _TEXT_PER_BATCH:
-                    self._batches.append(_record_batch(pending))
+                    self._batches.append(rows_as(STAGED, pending))
                     pending, text = [], 0
         finally:
             if pending:
-                self._batches.append(_record_batch(pending))
+                self._batches.append(rows_as(STAGED, pending))
         return not total or ours > 0
 
     def _ordinal_of(self, custom_id: str | None) -> int | None:
@@ -218,11 +220,6 @@ def _worth_of(line: Line, judged: Judged) -> int:
     return _BILLED if line.type == "succeeded" else _UNBILLED
 
 
-def _record_batch(staged: list[tuple[Any, ...]]) -> pa.RecordBatch:
-    columns = dict(zip(STAGED.names, map(list, zip(*staged, strict=True)), strict=True))
-    return pa.RecordBatch.from_pydict(columns, schema=STAGED)
-
-
 def _row(line: Line, ordinal: int, position: int, judged: Judged) -> tuple[Any, ...]:
     answer, outcome, message = judged
     return (
@@ -254,12 +251,12 @@ _ORDINAL_COLUMN: Final = STAGED.names.index("ordinal")
 
 
 def _answered(
-    batch: pa.RecordBatch, ordinals: pa.Int32Array, answers: pa.StringArray
+    batch: pa.RecordBatch, ordinals: "pa.Array[Any]", answers: pa.StringArray
 ) -> pa.RecordBatch:
     """Stage lines as those of answers."""
     columns: dict[str, pa.Array[Any]] = {
         "ordinal": ordinals,
-        "position": pa.repeat(pa.scalar(0, pa.int32()), batch.num_rows),
+        "position": column_of([0] * batch.num_rows, pa.int32()),
         "answer": answers,
         **{name: batch.column(name) for name in _CARRIED},
     }
@@ -280,7 +277,7 @@ def _with_responses(batches: list[pa.RecordBatch], file: IO[bytes]) -> list[pa.R
     if not failed:
         return batches
     raw = raw_results(file, failed)
-    responses = pa.array([raw.get(custom_id) for custom_id in ids], pa.string())
+    responses = column_of([raw.get(custom_id) for custom_id in ids], pa.string())
     return table.set_column(STAGED.names.index("response"), "response", responses).to_batches()
 
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -10,9 +11,10 @@ import dagster_claude_batch
 HEAVY = ("anthropic", "duckdb", "genai_prices", "httpx2", "pyarrow")
 
 
-def _printed(code: str) -> str:
+def _printed(code: str, directory: Path | None = None) -> str:
     ended = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code],
+        cwd=directory,
         capture_output=True,
         text=True,
         check=True,
@@ -44,3 +46,24 @@ def test_a_star_brings_all_of_them() -> None:
 def test_a_name_that_is_not_there_is_an_error_as_usual() -> None:
     with pytest.raises(AttributeError, match="no attribute 'build_claude_batch'"):
         _ = dagster_claude_batch.build_claude_batch
+
+
+def test_asking_and_collecting_does_not_load_pandas(tmp_path: Path) -> None:
+    code = """
+import sys, dagster as dg, duckdb
+from dagster_claude_batch import LocalClaudeBatchResource, build_claude_batch_asset
+from dagster_duckdb import DuckDBResource
+
+with duckdb.connect("warehouse.duckdb") as connection:
+    connection.execute("CREATE TABLE texts AS SELECT 1 AS id, 'Is it here?' AS text")
+answers = build_claude_batch_asset("answers", source="texts", row_key="id", prompt="{{ text }}")
+claude = LocalClaudeBatchResource(
+    path="simulator", processing_seconds=[0, 0], poll_interval_seconds=0.1
+)
+resources = {"duckdb": DuckDBResource(database="warehouse.duckdb"), "claude_batch": claude}
+ended = dg.materialize([answers], resources=resources)
+print(ended.success, "pyarrow" in sys.modules, "pandas" in sys.modules)
+"""
+    pytest.importorskip("pandas")
+
+    assert _printed(code, tmp_path) == "True True False"

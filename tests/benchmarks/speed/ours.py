@@ -14,7 +14,6 @@ from typing import Any, Final
 from uuid import uuid4
 
 import duckdb
-import pandas as pd  # noqa: F401  # pyarrow imports it by itself; the article's way has it before
 from benchmarks.speed.data import INSTRUCTION, MAX_TOKENS, SOURCE, Review
 from benchmarks.speed.measure import measure
 from dagster_duckdb import DuckDBResource
