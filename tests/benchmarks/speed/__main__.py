@@ -208,12 +208,12 @@ def chart(found: Found, path: Path) -> None:
             colours = ["#d97757" if name == "ours" else "#8a8a8a" for name in shown]
             bars = axis.barh(list(shown), list(shown.values()), color=colours)
             axis.bar_label(bars, fmt="%.1f", padding=3)
-            axis.set_title(f"{part}, {rows:,} rows: times as fast", fontsize=10)
+            axis.set_title(f"{part}, {rows:,} rows: times as fast", fontsize=9, loc="left")
             axis.invert_yaxis()
             axis.spines[["top", "right"]].set_visible(False)
             axis.margins(x=0.15)
     figure.tight_layout()
-    figure.savefig(path)
+    figure.savefig(path, bbox_inches="tight", metadata={"Date": None})
 
 
 def main() -> None:

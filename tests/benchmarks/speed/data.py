@@ -67,7 +67,7 @@ ANSWERS: Final = [_answer(number) for number in range(1_000)]
 
 
 def picture(random: Random, side: int = 16) -> bytes:
-    """A PNG of about 1 KB."""
+    """A PNG of about 1 KB; what stands behind its end is no part of it."""
     lines = b"".join(b"\0" + random.randbytes(3 * side) for _ in range(side))
     header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
     parts = {b"IHDR": header, b"IDAT": zlib.compress(lines), b"IEND": b""}
@@ -85,7 +85,7 @@ def make_source(database: str, rows: int) -> None:
     with closing(duckdb.connect(database)) as connection:
         connection.execute(
             f"CREATE TABLE {SOURCE} AS SELECT i AS id, i || ': ' || pool[1 + i % 1000] AS text, "
-            "pictures[1 + i % 1000] AS picture FROM range($rows) AS r(i), "
+            "pictures[1 + i % 1000] || encode(i::VARCHAR) AS picture FROM range($rows) AS r(i), "
             "(SELECT $pool::VARCHAR[] AS pool, $pictures::BLOB[] AS pictures)",
             {"rows": rows, "pool": pool, "pictures": pictures},
         )
