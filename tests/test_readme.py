@@ -118,7 +118,9 @@ def test_the_command_that_starts_ones_own_project_finds_the_declaration(tmp_path
     (options,) = re.findall(r"^dagster dev (.*)$", _block("pip", "bash"), re.MULTILINE)
     (tmp_path / "definitions.py").write_text(_blocks("python")[0])
 
-    _ran("dagster", "definitions", "validate", *shlex.split(options), folder=tmp_path)
+    listed = _ran("dagster", "asset", "list", *shlex.split(options), folder=tmp_path)
+
+    assert listed.split() == ["snippet_sentiment"]
 
 
 def test_all_tests_are_those_and_the_exhaustive_ones() -> None:
@@ -227,6 +229,9 @@ def test_the_second_workspace_has_a_resource_and_a_sensor() -> None:
     resources = {**declared["resources"], "duckdb": dg.ResourceDefinition.none_resource()}
     defs = dg.Definitions(assets=[asset], sensors=declared["sensors"], resources=resources)
     dg.Definitions.validate_loadable(defs)
+
+    assert set(declared["resources"]) == {"claude_batch", "claude_research"}
+    assert [sensor.name for sensor in declared["sensors"]] == ["research_sensor"]
 
 
 def test_the_code_server_in_docker_is_started_with_options_that_dagster_has(

@@ -77,6 +77,22 @@ TOOL_USE = line(
 RAW_ANSWER = line(1, succeeded(text("ANSWER")))
 
 
+@pytest.mark.parametrize("stop_reason", ["end_turn", "max_tokens", "refusal", None])
+def test_an_answer_is_staged_as_it_stands_if_it_is_proven_and_has_come_to_its_end(
+    stop_reason: str | None,
+) -> None:
+    proven, in_other_case = '{"label" :  "good"}', '{"label":  "Good"}'
+    lines = [
+        line(n, succeeded(text(said), stop_reason=stop_reason))
+        for n, said in enumerate([proven, in_other_case])
+    ]
+
+    staged = stage(*lines, output=VERDICT)
+
+    answers = [staged[n]["answer"] for n in range(2)]
+    assert answers == ([proven, '{"label":"good"}'] if stop_reason == "end_turn" else [None, None])
+
+
 @pytest.mark.parametrize(
     ("bad", "expected"),
     [
