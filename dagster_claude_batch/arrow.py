@@ -1,12 +1,15 @@
 """Columns of Arrow: the little that we ask of them, typed where pyarrow's stubs leave it open."""
 
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
-from typing import Any, cast
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
+
+if TYPE_CHECKING:
+    from io import IOBase
 
 
 def column_of(values: Sequence[Any], kind: pa.DataType) -> "pa.Array[Any]":
@@ -96,3 +99,38 @@ def are_both_valid(one: "pa.Array[Any]", other: "pa.Array[Any]") -> pa.BooleanAr
 def inverted(mask: pa.BooleanArray) -> pa.BooleanArray:
     """True where the mask is false."""
     return pc.invert(mask)
+
+
+def without_null(table: pa.Table, column: str) -> pa.Table:
+    """The rows of which a column is not NULL."""
+    return table.filter(table.column(column).is_valid())  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
+
+
+def with_number(batch: pa.RecordBatch, name: str, number: int) -> pa.RecordBatch:
+    """A record batch behind a column that is the same number in all rows."""
+    column = column_of([number] * batch.num_rows, pa.int64())
+    return batch.add_column(0, name, column)  # pyright: ignore[reportUnknownMemberType]
+
+
+def with_column(batch: pa.RecordBatch, name: str, texts: Sequence[str | None]) -> pa.RecordBatch:
+    """A record batch with other strings in one of its columns."""
+    place = batch.schema.get_field_index(name)
+    return batch.set_column(place, name, column_of(texts, pa.string()))  # pyright: ignore[reportUnknownMemberType]
+
+
+def ints_of(batch: pa.RecordBatch, column: int) -> pa.Int32Array:
+    """A column of 32-bit integers."""
+    return cast("pa.Int32Array", batch.column(column))
+
+
+def write_stream(file: IO[bytes], table: pa.Table) -> None:
+    """Write a table as a stream of Arrow's own format."""
+    with pa.ipc.new_stream(cast("IOBase", file), table.schema) as stream:
+        stream.write_table(table)  # pyright: ignore[reportUnknownMemberType]
+
+
+def read_stream(file: IO[bytes]) -> Iterator[pa.RecordBatch]:
+    """Read the record batches of such a stream, one at a time."""
+    file.seek(0)
+    with pa.ipc.open_stream(cast("IOBase", file)) as stream:
+        yield from stream

@@ -3,15 +3,17 @@
 import itertools
 import tempfile
 from collections import defaultdict
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from typing import Final
 
 from anthropic.types.messages import MessageBatch
 
 from dagster_claude_batch import chunks
+from dagster_claude_batch.ahead import begun_ahead
 from dagster_claude_batch.chunks import Chunk
 from dagster_claude_batch.doubt import UNREADABLE, UNSEEN, proof
 from dagster_claude_batch.errors import (
@@ -28,6 +30,7 @@ from dagster_claude_batch.outcomes import NOT_SENT, RESULTS_EXPIRED
 from dagster_claude_batch.outstanding import answered_by_copy, batches_before, questions_of
 from dagster_claude_batch.resource import RESULTS_LAST
 from dagster_claude_batch.results import fetch
+from dagster_claude_batch.staged import Staged
 from dagster_claude_batch.workbench import Findings, Outstanding, Workbench, asset_of
 
 Batches = Mapping[str, MessageBatch]
@@ -35,8 +38,13 @@ Batches = Mapping[str, MessageBatch]
 _GONE: dict[str, int] = dict.fromkeys(("succeeded", "errored", "canceled", "expired"), 0)
 
 
-_STAGED_BYTES: Final = 64_000_000
-"""Results that are in memory at the same time before they are landed."""
+_STAGED_ROWS: Final = 100_000
+_STAGED_BYTES: Final = 200_000_000
+"""What is landed together, if there is so much. Each landing makes a row group of DuckDB's, which
+has up to 122,880 rows; smaller ones are joined, and written once more with each that follows."""
+
+_READY_BYTES: Final = 64_000_000
+"""What waits to be staged while others land."""
 
 
 @dataclass
@@ -44,6 +52,9 @@ class Collector:
     """Collects for one run's materializations."""
 
     bench: Workbench
+    _begun: Mapping[int, Callable[[], Staged]] = field(
+        default_factory=dict[int, Callable[[], Staged]], init=False
+    )
     _staged: list[tuple[Outstanding, Landing]] = field(
         default_factory=list[tuple[Outstanding, Landing]], init=False
     )
@@ -63,6 +74,31 @@ class Collector:
         )
         if batches is None:
             return findings
+        with begun_ahead(
+            self._downloads(out, batches),
+            threads=self.bench.downloads_at_once,
+            size=lambda staged: staged.nbytes,
+            most=_READY_BYTES,
+        ) as self._begun:
+            self._collect_all(out, batches, findings)
+        return findings
+
+    def _downloads(
+        self, out: Sequence[tuple[Outstanding, Chunk]], batches: Batches
+    ) -> dict[int, Callable[[], Staged]]:
+        """How to download what is surely to be, by chunk."""
+        found = ((chunk, batches.get(str(chunk.batch_id))) for _, chunk in out)
+        return {
+            chunk.chunk_id: self._download(chunk, batch)
+            for chunk, batch in found
+            if batch is not None
+            and batch.processing_status == "ended"
+            and not (chunk.is_copy or self._is_gone(batch))
+        }
+
+    def _collect_all(
+        self, out: Sequence[tuple[Outstanding, Chunk]], batches: Batches, findings: Findings
+    ) -> None:
         refused: list[CredentialsRefusedError] = []
         try:
             for each, chunk in out:
@@ -81,7 +117,6 @@ class Collector:
         self._land_staged(findings)
         if refused:
             raise refused[0]
-        return findings
 
     def _proceed(
         self, outstanding: Outstanding, chunk: Chunk, batch: MessageBatch, findings: Findings
@@ -96,27 +131,15 @@ class Collector:
         self, outstanding: Outstanding, chunk: Chunk, batch: MessageBatch, findings: Findings
     ) -> None:
         """Download and land a batch that has ended; what cannot be read now is read later."""
-        age = self.bench.claude.now() - batch.created_at
-        if batch.archived_at is not None or age > RESULTS_LAST:
+        if self._is_gone(batch):
             self._land(outstanding, _gone(chunk, batch), findings)
             return
         if chunk.is_copy and self._is_not_ours(chunk, batch):
             findings.moved = True
             return
-        bench, declared = self.bench, self.bench.declaration.output
-        questions = self._questions_of(chunk)
+        begun = self._begun.get(chunk.chunk_id)
         try:
-            staged = bench.asking(
-                findings,
-                lambda: fetch(
-                    bench.claude,
-                    batch,
-                    declared,
-                    nonce=chunk.nonce,
-                    questions=questions,
-                    sleep=bench.sleep,
-                ),
-            )
+            staged = self.bench.asking(findings, begun or self._download(chunk, batch))
         except ResultsUnavailableError as error:
             if error.is_gone:
                 self._land(outstanding, _gone(chunk, batch), findings)
@@ -126,7 +149,7 @@ class Collector:
                 "again in %d minutes.",
                 *(batch.id, error.reason, UNREADABLE.total_seconds() / 60),
             )
-            findings.wait_until(bench.claude.now() + UNREADABLE)
+            findings.wait_until(self.bench.claude.now() + UNREADABLE)
             return
         except OSError as error:
             if error.errno in NO_ROOM:
@@ -144,8 +167,28 @@ class Collector:
             was_cancelled=batch.cancel_initiated_at is not None,
         )
         self._staged.append((outstanding, landing))
-        if sum(landing.staged.nbytes for _, landing in self._staged) > _STAGED_BYTES:
+        all_staged = [each.staged for _, each in self._staged]
+        rows = sum(len(each.outcomes) for each in all_staged)
+        if rows > _STAGED_ROWS or sum(each.nbytes for each in all_staged) > _STAGED_BYTES:
             self._land_staged(findings)
+
+    def _is_gone(self, batch: MessageBatch) -> bool:
+        """Whether the time is over for which the API keeps results."""
+        age = self.bench.claude.now() - batch.created_at
+        return batch.archived_at is not None or age > RESULTS_LAST
+
+    def _download(self, chunk: Chunk, batch: MessageBatch) -> Callable[[], Staged]:
+        """How to download and read a chunk's results."""
+        bench = self.bench
+        return partial(
+            fetch,
+            bench.claude,
+            batch,
+            bench.declaration.output,
+            nonce=chunk.nonce,
+            questions=self._questions_of(chunk),
+            sleep=bench.sleep,
+        )
 
     def _questions_of(self, chunk: Chunk) -> Mapping[int, int]:
         """How many questions each request of a chunk has, of those that have several."""
@@ -232,6 +275,9 @@ class Collector:
                 self._land_all(outstanding, [landing for _, landing in together], findings)
             except Exception as error:  # noqa: BLE001  # it keeps no other's answers from their tables
                 troubles.append(error)
+            finally:
+                for _, landing in together:
+                    landing.staged.close()
         if troubles:
             raise troubles[0]
 

@@ -25,11 +25,12 @@ from dagster_claude_batch.one_line import one_line
 from dagster_claude_batch.outcomes import MISSING, Absent, is_halt_of_row, is_retryable
 from dagster_claude_batch.plan import Plan
 from dagster_claude_batch.preparing import restore_tables
-from dagster_claude_batch.staging import STAGED
+from dagster_claude_batch.staged import Staged, answers_of
 from dagster_claude_batch.tables import ANSWER_COLUMNS, FAILURE_COLUMNS, columns_of, grow_table
 from dagster_claude_batch.warehouse import Connection, row, rows
 
 _LANDED = "temp.claude_batch_landed"
+_STAGED = "claude_batch_staged"
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Landing:
     batch_id: str | None = None
     counts: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(_RESULT_TYPES, 0))
     ended_at: datetime | None = None
-    staged: pa.Table = field(default_factory=STAGED.empty_table)
+    staged: Staged = field(default_factory=Staged.nothing)
     absent: Absent = MISSING
     was_cancelled: bool = False
 
@@ -137,7 +138,7 @@ def _land(plan: Plan, landings: Sequence[Landing]) -> None:
         _add_earlier_attempts(plan, declaration, chunk_ids)
     if chunk.is_copy:
         _keep_only_what_helps(plan, declaration, chunk)
-    _write_answers(connection, declaration, plan.now)
+    _write_answers(connection, declaration, landings, plan.now)
     _write_failures(connection, declaration, plan.now)
 
 
@@ -154,19 +155,18 @@ def _gather(
     registered: LedgerAsset,
     landings: Sequence[Landing],
 ) -> None:
-    """Put each request beside its result; one without is absent."""
+    """Put each request beside its result, but for its answer; one without is absent."""
     model = declaration.shape.model
     absent = landings[0].absent
     keys = ", ".join(
         f"q.{quote_identifier(name)}" for name in (*declaration.row_key, *declaration.include)
     )
-    connection.register("claude_batch_staged", _staged(landings))
+    connection.register(_STAGED, _outcomes(landings))
     connection.execute(
         f"""
         CREATE OR REPLACE TEMP TABLE claude_batch_landed AS
         SELECT {keys}, q._chunk_id, q._ordinal, q._position, q._partition, q._request_hash,
             q._attempt - $not_attempted AS _attempts,
-            s.answer AS _answer,
             CASE WHEN s.ordinal IS NULL THEN $absent ELSE s.outcome END AS _error_type,
             CASE WHEN s.ordinal IS NULL THEN $absent_message ELSE s.error_message END
                 AS _error_message,
@@ -185,7 +185,7 @@ def _gather(
         JOIN (SELECT unnest($chunk_ids::BIGINT[]) AS chunk_id,
             unnest($batch_ids::VARCHAR[]) AS batch_id, unnest($nonces::VARCHAR[]) AS nonce) AS l
             ON l.chunk_id = q._chunk_id
-        LEFT JOIN claude_batch_staged AS s
+        LEFT JOIN {_STAGED} AS s
             ON s.chunk_id = q._chunk_id AND s.ordinal = q._ordinal AND s.position = q._position
         """,
         {
@@ -198,16 +198,14 @@ def _gather(
             "nonces": [each.chunk.nonce if each.batch_id else None for each in landings],
         },
     )
-    connection.unregister("claude_batch_staged")
+    connection.unregister(_STAGED)
 
 
-def _staged(landings: Sequence[Landing]) -> pa.Table:
+def _outcomes(landings: Sequence[Landing]) -> pa.Table:
     """What was staged of several chunks, with the chunk's id in front."""
     return pa.concat_tables(
-        each.staged.add_column(
-            0, "chunk_id", column_of([each.chunk.chunk_id] * len(each.staged), pa.int64())
-        )
-        for each in landings
+        outcomes.add_column(0, "chunk_id", column_of([chunk_id] * len(outcomes), pa.int64()))
+        for chunk_id, outcomes in ((each.chunk.chunk_id, each.staged.outcomes) for each in landings)
     )
 
 
@@ -393,8 +391,13 @@ def _add_earlier_attempts(plan: Plan, declaration: Declaration, chunk_ids: Seque
     )
 
 
-def _write_answers(connection: Connection, declaration: Declaration, now: datetime) -> None:
-    """Replace what was known of the answered rows by their answers."""
+def _write_answers(
+    connection: Connection, declaration: Declaration, landings: Sequence[Landing], now: datetime
+) -> None:
+    """Replace what was known of the answered rows by their answers.
+
+    These go straight from the disk into their table: a copy in between took twice as long.
+    """
     grow_table(
         connection,
         declaration.answers,
@@ -409,15 +412,21 @@ def _write_answers(connection: Connection, declaration: Declaration, now: dateti
     output = [quote_identifier(column.name) for column in declaration.output.columns]
     own = [name for name in ANSWER_COLUMNS if name != "_answered_at"]
     carried = [quote_identifier(name) for name in (*declaration.row_key, *declaration.include)]
-    connection.execute(
-        f"""
-        INSERT INTO {declaration.answers.sql} ({", ".join([*carried, *output, *own])}, _answered_at)
-        SELECT {", ".join([*carried, *(f"_answer.{name}" for name in output), *own])}, $now
-        FROM (SELECT * REPLACE (json_transform_strict(_answer, $structure) AS _answer)
-              FROM {_LANDED} WHERE _error_type IS NULL) AS l
-        """,
-        {"now": now, "structure": declaration.output.transform_structure},
-    )
+    for answers in answers_of([(each.chunk.chunk_id, each.staged) for each in landings]):
+        connection.register(_STAGED, answers)
+        connection.execute(
+            f"""
+            INSERT INTO {declaration.answers.sql}
+                ({", ".join([*carried, *output, *own])}, _answered_at)
+            SELECT {", ".join([*carried, *(f"_answer.{name}" for name in output), *own])}, $now
+            FROM (SELECT l.*, json_transform_strict(s.answer, $structure) AS _answer
+                  FROM {_STAGED} AS s JOIN {_LANDED} AS l ON l._chunk_id = s.chunk_id
+                    AND l._ordinal = s.ordinal AND l._position = s.position
+                  WHERE l._error_type IS NULL) AS l
+            """,
+            {"now": now, "structure": declaration.output.transform_structure},
+        )
+        connection.unregister(_STAGED)
 
 
 def _write_failures(connection: Connection, declaration: Declaration, now: datetime) -> None:

@@ -4,9 +4,10 @@ Works on an in-memory DuckDB of its own, so that the warehouse stays free meanwh
 """
 
 import json
+import mmap
 import re
 import tempfile
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Collection, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from typing import IO, Any, Final, NamedTuple, TypeGuard
 
@@ -110,26 +111,44 @@ def private_file() -> Generator[IO[bytes]]:
 
 
 def read_lines(
-    file: IO[bytes], *, text: str = "text", proven: str = "false", cites: bool = True
+    file: IO[bytes],
+    *,
+    nonce: str | None,
+    size: int,
+    text: str = "text",
+    proven: str = "false",
+    cites: bool = True,
 ) -> Iterator[pa.RecordBatch]:
     """Read the lines of a file whose every line DuckDB takes: columns as the fields of `Line`.
 
-    Then ``is_proven`` and ``is_open``: of lines that end as answers do, and have a ``text``, those
-    of which ``proven`` holds, a condition on these columns, and the others. Unless ``cites``, there
+    Then ``ordinal``, of lines of the batch that has this nonce and so many requests; and
+    ``is_proven`` and ``is_open``: of lines that end as answers do, and have a ``text``, those of
+    which ``proven`` holds, a condition on these columns, and the others. Unless ``cites``, there
     are no citations.
 
     Raises:
         duckdb_errors.RAISED: One of them it does not take. Some lines may have been read by then.
     """
     is_answer = f"type = 'succeeded' AND list_contains($ended, stop_reason) AND {text} NOT NULL"
-    sql = (
-        f"SELECT * EXCLUDE (is_answer, is_proven), is_answer AND is_proven AS is_proven, "
-        f"is_answer AND NOT is_proven AS is_open FROM (SELECT *, "
-        f"coalesce({is_answer}, false) AS is_answer, coalesce({proven}, false) AS is_proven "
-        f"FROM ({_LINES}))"
+    sql = f"""
+        SELECT * EXCLUDE (number, is_answer, is_proven),
+            CASE WHEN custom_id = $prefix || number AND number >= 0 AND number < $size THEN number
+                END AS ordinal,
+            is_answer AND is_proven AS is_proven, is_answer AND NOT is_proven AS is_open
+        FROM (SELECT *, TRY_CAST(substr(custom_id, length($prefix) + 1) AS INTEGER) AS number,
+            coalesce({is_answer}, false) AS is_answer, coalesce({proven}, false) AS is_proven
+            FROM ({_LINES}))
+    """
+    return _read(
+        file,
+        sql,
+        lenient=False,
+        longest=_LONGEST_LINE,
+        cites=cites,
+        ended=sorted(ANSWER_STOP_REASONS),
+        prefix=f"{nonce}-",
+        size=size,
     )
-    ended = sorted(ANSWER_STOP_REASONS)
-    return _read(file, sql, lenient=False, longest=_LONGEST_LINE, cites=cites, ended=ended)
 
 
 def read_bad_lines(file: IO[bytes]) -> Iterator[Line]:
@@ -339,17 +358,17 @@ def valid_text(text: str) -> str:
 # --- raw results ----------------------------------------------------------------------------
 
 
-def raw_results(file: IO[bytes], wanted: Iterable[str]) -> dict[str, str]:
-    """The results of some custom ids as JSON, or as a JSON string of the line that is none."""
+def raw_results(
+    file: IO[bytes], wanted: Iterable[str], *, are_sound: bool = False
+) -> dict[str, str]:
+    """The results of some custom ids as JSON, or as a JSON string of the line that is none.
+
+    ``are_sound``: each line of the file is JSON, with one custom id.
+    """
     asked = set(wanted)
-    asked_utf8 = {custom_id.encode() for custom_id in asked}
     found: dict[str, str] = {}
     broken: dict[str, str] = {}
-    file.seek(0)
-    for raw in file:
-        begun_with = _usual_id(raw)
-        if begun_with is not None and begun_with not in asked_utf8 and raw.count(_ID_KEY) == 1:
-            continue
+    for raw in _lines_with(file, asked) if are_sound else _all_lines(file):
         candidates = asked.intersection(_ids_in(raw))
         if candidates:
             text = raw.decode("utf-8", errors="replace")
@@ -361,15 +380,26 @@ def raw_results(file: IO[bytes], wanted: Iterable[str]) -> dict[str, str]:
     return broken | found
 
 
-_ID_KEY: Final = b'"custom_id"'
+def _all_lines(file: IO[bytes]) -> Iterator[bytes]:
+    file.seek(0)
+    yield from file
+
+
 _USUAL_START: Final = b'{"custom_id":"'
 
 
-def _usual_id(raw: bytes) -> bytes | None:
-    """The custom id of a line that begins as the API's lines do."""
-    if not raw.startswith(_USUAL_START):
-        return None
-    return raw[len(_USUAL_START) : raw.find(b'"', len(_USUAL_START))]
+def _lines_with(file: IO[bytes], wanted: Collection[str]) -> Iterator[bytes]:
+    """The lines that may be of some custom ids: nearly all begin with theirs."""
+    utf8 = {custom_id.encode() for custom_id in wanted}
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
+        start, size = 0, len(text)
+        while start < size:
+            end = text.find(b"\n", start) + 1 or size
+            begun = start + len(_USUAL_START)
+            is_usual = text[start:begun] == _USUAL_START
+            if not is_usual or text[begun : text.find(b'"', begun, end)] in utf8:
+                yield text[start:end]
+            start = end
 
 
 _ID_BYTES: Final = re.compile(_CUSTOM_ID.pattern.encode())

@@ -6,7 +6,6 @@ from datetime import timedelta
 from typing import IO, Final
 
 import anthropic
-import pyarrow as pa
 from anthropic.types.messages import MessageBatch
 
 from dagster_claude_batch.errors import ResultsUnavailableError, UnreadableAnswerError
@@ -14,6 +13,7 @@ from dagster_claude_batch.one_line import one_line
 from dagster_claude_batch.output import Output
 from dagster_claude_batch.resource import UNANSWERED, ClaudeBatchResource
 from dagster_claude_batch.result_lines import private_file
+from dagster_claude_batch.staged import Staged
 from dagster_claude_batch.staging import Staging
 from dagster_claude_batch.submission import size_of
 
@@ -35,7 +35,7 @@ def fetch(
     nonce: str | None,
     questions: Mapping[int, int] | None = None,
     sleep: Callable[[float], None] = time.sleep,
-) -> pa.Table:
+) -> Staged:
     """Download and read a batch's results, in several tries if lines are lacking or broken.
 
     ``questions`` is how many each request has, by its ordinal, of those that have several.
@@ -62,14 +62,14 @@ def fetch(
             problem = _download(claude, batch, file)
             problem = staging.read(file) or problem
         if staging.is_complete:
-            return staging.table()
+            return Staged.of(staging.table())
         broken += [problem] if problem else []
     if broken:
         raise ResultsUnavailableError(batch.id, broken[-1])
     if staging.lacking and claude.now() - (batch.ended_at or batch.created_at) < FINAL_AFTER:
         lacking = f"{staging.lacking:,} of {size_of(batch):,} lines are not there, and may come."
         raise ResultsUnavailableError(batch.id, lacking)
-    return staging.table()
+    return Staged.of(staging.table())
 
 
 def _download(claude: ClaudeBatchResource, batch: MessageBatch, file: IO[bytes]) -> str | None:

@@ -10,6 +10,7 @@ from dagster_claude_batch import duckdb_errors
 from dagster_claude_batch.arrow import (
     are_both_valid,
     column_of,
+    ints_of,
     inverted,
     mask_of,
     only_where,
@@ -19,6 +20,7 @@ from dagster_claude_batch.arrow import (
     texts_of,
     utf8_where,
     values_of,
+    with_column,
 )
 from dagster_claude_batch.errors import InvalidOutputError
 from dagster_claude_batch.judging import Judged, judge, judge_several
@@ -30,30 +32,7 @@ from dagster_claude_batch.result_lines import (
     read_bad_lines,
     read_lines,
 )
-
-STAGED: Final = pa.schema(
-    [
-        ("ordinal", pa.int32()),
-        ("position", pa.int32()),
-        ("custom_id", pa.string()),
-        ("answer", pa.string()),
-        ("outcome", pa.string()),
-        ("error_message", pa.string()),
-        ("stop_reason", pa.string()),
-        ("response", pa.string()),
-        ("model", pa.string()),
-        ("input_tokens", pa.int64()),
-        ("output_tokens", pa.int64()),
-        ("cache_read_tokens", pa.int64()),
-        ("cache_write_tokens", pa.int64()),
-        ("cache_write_1h_tokens", pa.int64()),
-        ("web_searches", pa.int64()),
-        ("request_id", pa.string()),
-    ]
-)
-"""One row a question: ``position`` tells those of one request apart. ``outcome`` is NULL for an
-answer, whose columns ``answer`` then is as JSON;
-``cache_write_tokens`` includes those of one hour."""
+from dagster_claude_batch.staged import STAGED
 
 _UNREADABLE, _UNBILLED, _BILLED, _ANSWERED = range(1, 5)
 """What a line is worth: of several for one request the best counts, and the first of these."""
@@ -97,13 +76,14 @@ class Staging:
 
     def read(self, file: IO[bytes]) -> str | None:
         """Stage what a results file holds that is better; why it cannot be one, or None."""
-        before = len(self._batches)
+        before, are_sound = len(self._batches), True
         try:
             found = [self._add_batch(batch) for batch in self._lines(file)]
         except duckdb_errors.RAISED:
             # One bad line fails the statement as a whole, whatever has been read by then.
-            found = [self._add(read_bad_lines(file))]
-        self._batches[before:] = _with_responses(self._batches[before:], file)
+            found, are_sound = [self._add(read_bad_lines(file))], False
+        staged = self._batches[before:]
+        self._batches[before:] = _with_responses(staged, file, are_sound=are_sound)
         if found and not any(found):
             return "What was downloaded holds no line of this batch."
         return None
@@ -122,7 +102,14 @@ class Staging:
         grammar = None if self._questions else self._output.grammar
         text = Line._fields[self._text_column]
         proven = "false" if grammar is None else grammar.sql(text)
-        return read_lines(file, text=text, proven=proven, cites=self._output.cites)
+        return read_lines(
+            file,
+            nonce=self._nonce,
+            size=self._size,
+            text=text,
+            proven=proven,
+            cites=self._output.cites,
+        )
 
     @property
     def _text_column(self) -> int:
@@ -130,10 +117,9 @@ class Staging:
 
     def _add_batch(self, batch: pa.RecordBatch) -> bool:
         """Add lines that are better than what is here; False if all there are are not ours."""
-        ordinals = [self._ordinal_of(custom_id) for custom_id in values_of(batch, 0)]
-        if not self._may_be_usual(batch, ordinals):
+        if not self._may_be_usual(batch, values_of(batch, _NUMBER)):
             return self._add(lines_of(batch))
-        answers, numbers = self._answers(batch), column_of(ordinals, pa.int32())
+        answers, numbers = self._answers(batch), ints_of(batch, _NUMBER)
         is_usual = are_both_valid(answers, numbers)
         answered = _answered(batch, numbers, answers).filter(is_usual)
         others = batch.filter(inverted(is_usual))
@@ -246,7 +232,7 @@ def _row(line: Line, ordinal: int, position: int, judged: Judged) -> tuple[Any, 
 
 
 _TEXT, _TOOL_INPUT = (Line._fields.index(name) for name in ("text", "tool_input"))
-_IS_PROVEN, _IS_OPEN = len(Line._fields), len(Line._fields) + 1
+_NUMBER, _IS_PROVEN, _IS_OPEN = range(len(Line._fields), len(Line._fields) + 3)
 _ORDINAL_COLUMN: Final = STAGED.names.index("ordinal")
 
 
@@ -269,16 +255,33 @@ _CARRIED: Final = [n for n in STAGED.names if n in Line._fields and n != "error_
 # --- raw results ----------------------------------------------------------------------------
 
 
-def _with_responses(batches: list[pa.RecordBatch], file: IO[bytes]) -> list[pa.RecordBatch]:
+def _with_responses(
+    batches: Sequence[pa.RecordBatch], file: IO[bytes], *, are_sound: bool
+) -> list[pa.RecordBatch]:
     """Add the raw result to each failure; answers do not need theirs."""
-    table = pa.Table.from_batches(batches, STAGED)
-    ids, outcomes = _values(table, "custom_id"), _values(table, "outcome")
-    failed = {i for i, outcome in zip(ids, outcomes, strict=True) if outcome is not None}
+    failed = {
+        custom_id
+        for batch in batches
+        if _has_failures(batch)
+        for custom_id, outcome in zip(*(values_of(batch, n) for n in _IDS), strict=True)
+        if outcome is not None
+    }
     if not failed:
-        return batches
-    raw = raw_results(file, failed)
-    responses = column_of([raw.get(custom_id) for custom_id in ids], pa.string())
-    return table.set_column(STAGED.names.index("response"), "response", responses).to_batches()
+        return list(batches)
+    raw = raw_results(file, failed, are_sound=are_sound)
+    return [_with_theirs(batch, raw) if _has_failures(batch) else batch for batch in batches]
+
+
+def _has_failures(batch: pa.RecordBatch) -> bool:
+    return batch.column(_IDS[1]).null_count < batch.num_rows
+
+
+def _with_theirs(batch: pa.RecordBatch, raw: Mapping[str, str]) -> pa.RecordBatch:
+    responses = [raw.get(custom_id) for custom_id in values_of(batch, _IDS[0])]
+    return with_column(batch, "response", responses)
+
+
+_IDS: Final = [STAGED.names.index(name) for name in ("custom_id", "outcome")]
 
 
 def _values(table: pa.Table, column: str) -> list[Any]:

@@ -32,8 +32,8 @@ def _fetch(project: Project, batch: MessageBatch) -> list[str | None]:
     """Outcomes by ordinal."""
     ((nonce,),) = project.sql("SELECT nonce FROM claude_batch.chunks")
     output = project.asset.declaration.output
-    table = fetch(project.claude, batch, output, nonce=nonce, sleep=lambda _: None)
-    rows = sorted((row["ordinal"], row["outcome"]) for row in table.to_pylist())
+    staged = fetch(project.claude, batch, output, nonce=nonce, sleep=lambda _: None)
+    rows = sorted((row["ordinal"], row["outcome"]) for row in staged.outcomes.to_pylist())
     assert [ordinal for ordinal, _ in rows] == sorted({ordinal for ordinal, _ in rows})
     return [outcome for _, outcome in rows]
 

@@ -219,6 +219,7 @@ class World:
         engine.warehouse = replace(engine.warehouse, sleep=sleep)
         if hasattr(engine, "sleep"):
             engine.sleep = sleep
+        engine.downloads_at_once = 0  # a run goes on in one thread: its own
         return engine
 
     # --- the source -------------------------------------------------------------------------
