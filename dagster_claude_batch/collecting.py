@@ -77,10 +77,13 @@ class Collector:
         with begun_ahead(
             self._downloads(out, batches),
             threads=self.bench.downloads_at_once,
-            size=lambda staged: staged.nbytes,
-            most=_READY_BYTES,
+            max_bytes=_READY_BYTES,
         ) as self._begun:
-            self._collect_all(out, batches, findings)
+            try:
+                self._collect_all(out, batches, findings)
+            finally:
+                for _, landing in self._staged:
+                    landing.staged.close()
         return findings
 
     def _downloads(

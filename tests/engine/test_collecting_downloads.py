@@ -33,6 +33,7 @@ def _fetch(project: Project, batch: MessageBatch) -> list[str | None]:
     ((nonce,),) = project.sql("SELECT nonce FROM claude_batch.chunks")
     output = project.asset.declaration.output
     staged = fetch(project.claude, batch, output, nonce=nonce, sleep=lambda _: None)
+    staged.close()
     rows = sorted((row["ordinal"], row["outcome"]) for row in staged.outcomes.to_pylist())
     assert [ordinal for ordinal, _ in rows] == sorted({ordinal for ordinal, _ in rows})
     return [outcome for _, outcome in rows]

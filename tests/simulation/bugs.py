@@ -83,8 +83,8 @@ BUGS: Final = (
         "the first answer of a chunk is not written",
         "c",
         "landing",
-        "FROM {_LANDED} WHERE _error_type IS NULL) AS l",
-        "FROM {_LANDED} WHERE _error_type IS NULL AND _ordinal > 0) AS l",
+        "WHERE l._error_type IS NULL) AS l",
+        "WHERE l._error_type IS NULL AND l._ordinal > 0) AS l",
         10,
     ),
     Bug(

@@ -47,6 +47,7 @@ HOW: Final[dict[str, dict[str, Any]]] = {
     "template": {"prompt": f"{INSTRUCTION}\n\n{{{{ text }}}}"},
     "validator": {"prompt": f"{INSTRUCTION}\n\n{{{{ text }}}}", "output": Checked},
     "function": {"prompt": ask},
+    "large_chunks": {"prompt": f"{INSTRUCTION}\n\n{{{{ text }}}}", "chunk_size": 50_000},
     "pictures": {"prompt": [Image("picture"), INSTRUCTION]},
 }
 
