@@ -82,8 +82,7 @@ class Collector:
             try:
                 self._collect_all(out, batches, findings)
             finally:
-                for _, landing in self._staged:
-                    landing.staged.close()
+                self._let_go()
         return findings
 
     def _downloads(
@@ -265,10 +264,22 @@ class Collector:
         return bool(older and seen)
 
     def _land_staged(self, findings: Findings) -> None:
-        """Land what has been downloaded, together what belongs to one materialization."""
-        staged, self._staged = self._staged, []
+        """Land what has been downloaded."""
+        try:
+            self._land_by_materialization(findings)
+        finally:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Land no more of what has been downloaded."""
+        for _, landing in self._staged:
+            landing.staged.close()
+        self._staged.clear()
+
+    def _land_by_materialization(self, findings: Findings) -> None:
+        """Land together what belongs to one materialization."""
         by_materialization: defaultdict[str, list[tuple[Outstanding, Landing]]] = defaultdict(list)
-        for outstanding, landing in staged:
+        for outstanding, landing in self._staged:
             identity = outstanding.materialization.materialization_id
             by_materialization[identity].append((outstanding, landing))
         troubles: list[Exception] = []
@@ -278,9 +289,6 @@ class Collector:
                 self._land_all(outstanding, [landing for _, landing in together], findings)
             except Exception as error:  # noqa: BLE001  # it keeps no other's answers from their tables
                 troubles.append(error)
-            finally:
-                for _, landing in together:
-                    landing.staged.close()
         if troubles:
             raise troubles[0]
 
