@@ -122,14 +122,16 @@ class WatchedFiles(httpx2.BaseTransport):
                 self.problems.append(f"{path.name} is open to others: {stat.filemode(mode)}")
             elif path.is_file():
                 self.problems.append(f"{path.name} has a name")
-        for status in open_files():
+        for status in open_files(self.directory):
             if stat.S_ISREG(status.st_mode) and status.st_nlink == 0 and status.st_size:
                 self.unlinked.append(stat.filemode(status.st_mode))
 
 
-def open_files() -> Iterator[os.stat_result]:
+def open_files(directory: Path) -> Iterator[os.stat_result]:
+    """The files that are open here and are, or were, in a directory."""
     for path in Path("/dev/fd").iterdir():
         try:
-            yield os.fstat(int(path.name))
+            if path.readlink().is_relative_to(directory):
+                yield os.fstat(int(path.name))
         except OSError:
             continue

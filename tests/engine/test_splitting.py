@@ -2,7 +2,9 @@
 
 import json
 import stat
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 import httpx2
 import pytest
@@ -75,7 +77,7 @@ class DiskUse(httpx2.BaseTransport):
         return self.transport.handle_request(request)
 
     def _sizes(self) -> dict[int, int]:
-        nameless = (each for each in open_files() if each.st_nlink == 0)
+        nameless = (each for each in open_files(Path(tempfile.gettempdir())) if each.st_nlink == 0)
         return {each.st_ino: each.st_size for each in nameless if stat.S_ISREG(each.st_mode)}
 
 
