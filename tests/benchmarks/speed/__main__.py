@@ -30,6 +30,7 @@ TESTS: Final = Path(__file__).parents[2]
 OTHER: Final = {
     "validator": "a model with a validator",
     "function": "a prompt by a function",
+    "large_chunks": "batches of 50,000",
     "pictures": "pictures",
 }
 """Ours, in the ways that are slower."""

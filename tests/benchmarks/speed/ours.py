@@ -1,6 +1,6 @@
 """Ours, as users run it: ledger, hashes, validation, failures, cost, and the report at the end.
 
-By how the prompt is written and the answers are checked, there are four of it.
+There are several of it: by the prompt, the check of the answers, and the size of batches.
 """
 
 import logging
