@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Callable
 from typing import Any, Literal
 
 import pytest
@@ -267,6 +268,32 @@ UNREADABLE = line(1, {"type": "expired"})[:-10] + b"\n"
 )
 def test_of_doubled_lines_the_best_counts(lines: list[bytes], outcome: str | None) -> None:
     assert outcomes(stage(GOOD[0], *lines)) == {0: None, 1: outcome}
+
+
+@pytest.mark.parametrize("end", [b"\n", b""], ids=["with an end", "cut off after its last"])
+@pytest.mark.parametrize(
+    "spelt",
+    [
+        lambda custom_id, result: f'{{"custom_id":"{custom_id}","result":{result}}}',
+        lambda custom_id, result: f'{{ "custom_id" : "{custom_id}", "result" : {result} }}',
+        lambda custom_id, result: f'{{"result":{result},"custom_id":"{custom_id}"}}',
+    ],
+    ids=["as the API spells it", "with spaces", "result first"],
+)
+def test_each_failure_has_its_raw_result_however_sound_lines_are_spelt(
+    spelt: Callable[[str, str], str], end: bytes
+) -> None:
+    results = [errored("invalid_request_error", f"no {n}") for n in range(2)]
+    results += [succeeded(text("Answer 2")), errored("overloaded_error", "é")]
+    lines = [
+        spelt(f"{NONCE}-{n}", json.dumps(result, ensure_ascii=False)).encode()
+        for n, result in enumerate(results)
+    ]
+
+    staged = stage(b"\n".join(lines) + end)
+
+    found = {n: row["response"] and json.loads(row["response"]) for n, row in staged.items()}
+    assert found == {0: results[0], 1: results[1], 2: None, 3: results[3]}
 
 
 def test_a_failure_keeps_its_own_raw_result_although_an_answer_names_its_id() -> None:
