@@ -28,7 +28,7 @@ T = TypeVar("T", bound=Result)
 @contextmanager
 def begun_ahead(
     calls: Mapping[K, Callable[[], T]], *, threads: int, max_bytes: int
-) -> Generator[Mapping[K, Callable[[], T]]]:
+) -> Generator[dict[K, Callable[[], T]]]:
     """Begin calls in their order, some of them before anybody asks for what comes of them.
 
     Yields, under the same keys, how to wait for their results or errors; each is to be asked for
@@ -37,7 +37,7 @@ def begun_ahead(
     is closed.
     """
     if not threads or len(calls) < 2:  # noqa: PLR2004  # a single one has no turn to wait for
-        yield calls
+        yield dict(calls)
         return
     with ThreadPoolExecutor(threads) as pool:
         ahead = _Ahead[T](max_bytes)

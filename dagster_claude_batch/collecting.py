@@ -43,8 +43,11 @@ _STAGED_BYTES: Final = 200_000_000
 """What is landed together, if there is so much. Each landing makes a row group of DuckDB's, which
 has up to 122,880 rows; smaller ones are joined, and written once more with each that follows."""
 
-_READY_BYTES: Final = 64_000_000
-"""What waits to be staged while others land."""
+_FIRST_ROWS: Final = 50_000
+"""The first landing begins earlier, for while it lasts the next results are read."""
+
+_READY_BYTES: Final = 200_000_000
+"""What waits to be staged while others land, on the disk."""
 
 
 @dataclass
@@ -52,9 +55,10 @@ class Collector:
     """Collects for one run's materializations."""
 
     bench: Workbench
-    _begun: Mapping[int, Callable[[], Staged]] = field(
+    _begun: dict[int, Callable[[], Staged]] = field(
         default_factory=dict[int, Callable[[], Staged]], init=False
     )
+    _is_first: bool = field(default=True, init=False)
     _staged: list[tuple[Outstanding, Landing]] = field(
         default_factory=list[tuple[Outstanding, Landing]], init=False
     )
@@ -139,7 +143,7 @@ class Collector:
         if chunk.is_copy and self._is_not_ours(chunk, batch):
             findings.moved = True
             return
-        begun = self._begun.get(chunk.chunk_id)
+        begun = self._begun.pop(chunk.chunk_id, None)  # several may wait for the same one
         try:
             staged = self.bench.asking(findings, begun or self._download(chunk, batch))
         except ResultsUnavailableError as error:
@@ -171,7 +175,9 @@ class Collector:
         self._staged.append((outstanding, landing))
         all_staged = [each.staged for _, each in self._staged]
         rows = sum(len(each.outcomes) for each in all_staged)
-        if rows > _STAGED_ROWS or sum(each.nbytes for each in all_staged) > _STAGED_BYTES:
+        enough = _FIRST_ROWS if self._is_first else _STAGED_ROWS
+        if rows > enough or sum(each.nbytes for each in all_staged) > _STAGED_BYTES:
+            self._is_first = False
             self._land_staged(findings)
 
     def _is_gone(self, batch: MessageBatch) -> bool:

@@ -228,6 +228,18 @@ class NoTemporarySpaceError(ClaudeBatchError):
         )
 
 
+class TemporaryFileError(ClaudeBatchError):
+    """A temporary file does not hold what was written to it."""
+
+    def __init__(self, asset: str, directory: str, answers: int) -> None:
+        super().__init__(
+            f"Asset {asset!r}: {answers:,} answers that were downloaded could not be read back "
+            f"from the temporary directory {directory}. Their batches were not landed, and nothing "
+            "is lost. See to that disk, or let TMPDIR name another directory, then materialize again: "
+            "they are downloaded anew."
+        )
+
+
 class ModelUnavailableError(ClaudeBatchError):
     """The declared model cannot serve this asset."""
 

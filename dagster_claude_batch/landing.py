@@ -1,5 +1,6 @@
 """Results → answers and failures: one transaction, which may run twice and land once."""
 
+import tempfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -17,7 +18,7 @@ from dagster_claude_batch.chunks import Chunk
 from dagster_claude_batch.cost import TOTAL_USD_TYPE, USD_TYPE, Prices, sum_if_known
 from dagster_claude_batch.declaration import Declaration
 from dagster_claude_batch.departed import move_to_departed
-from dagster_claude_batch.errors import LostChunkError
+from dagster_claude_batch.errors import LostChunkError, TemporaryFileError
 from dagster_claude_batch.identifiers import quote_identifier
 from dagster_claude_batch.ledger import LedgerAsset, Materialization
 from dagster_claude_batch.matching import our_columns, ours_is_ours
@@ -397,6 +398,9 @@ def _write_answers(
     """Replace what was known of the answered rows by their answers.
 
     These go straight from the disk into their table: a copy in between took twice as long.
+
+    Raises:
+        TemporaryFileError: Not all of them are on the disk any more; nothing changes.
     """
     grow_table(
         connection,
@@ -412,9 +416,11 @@ def _write_answers(
     output = [quote_identifier(column.name) for column in declaration.output.columns]
     own = [name for name in ANSWER_COLUMNS if name != "_answered_at"]
     carried = [quote_identifier(name) for name in (*declaration.row_key, *declaration.include)]
+    (left,) = row(connection, f"SELECT count(*) FROM {_LANDED} WHERE _error_type IS NULL")
     for answers in answers_of([(each.chunk.chunk_id, each.staged) for each in landings]):
         connection.register(_STAGED, answers)
-        connection.execute(
+        (written,) = row(
+            connection,
             f"""
             INSERT INTO {declaration.answers.sql}
                 ({", ".join([*carried, *output, *own])}, _answered_at)
@@ -427,6 +433,9 @@ def _write_answers(
             {"now": now, "structure": declaration.output.transform_structure},
         )
         connection.unregister(_STAGED)
+        left -= written
+    if left:
+        raise TemporaryFileError(declaration.asset, tempfile.gettempdir(), left)
 
 
 def _write_failures(connection: Connection, declaration: Declaration, now: datetime) -> None:

@@ -142,8 +142,8 @@ class Workbench:
     ``slices_of`` tells which rows a partition key stands for; ``before_sending`` is called once,
     after all checks and before anything is paid for; ``before_giving_up`` each time before
     something is sent anew whose first batch, if there is one, may still appear;
-    ``after_collecting`` each time that something has landed. ``downloads_at_once`` are what threads
-    there are for the results of batches while others land.
+    ``after_collecting`` each time that something has landed. ``downloads_at_once`` is
+    how many threads read results while others land.
     """
 
     declaration: Declaration
@@ -156,7 +156,7 @@ class Workbench:
     sleep: Callable[[float], None] = time.sleep
     before_giving_up: Callable[[], None] = lambda: None
     after_collecting: Callable[[], None] = lambda: None
-    downloads_at_once: int = 2
+    downloads_at_once: int = 1
 
     def read(self, materializations: Sequence[Materialization]) -> list[Outstanding]:
         """How the materializations stand now, and what they have out."""

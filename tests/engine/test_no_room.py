@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from kit import Project
 
-from dagster_claude_batch.errors import NoTemporarySpaceError
+from dagster_claude_batch.errors import NoTemporarySpaceError, TemporaryFileError
+from dagster_claude_batch.staged import Staged
 
 
 class FullDisk(io.FileIO):
@@ -44,3 +45,22 @@ def test_results_that_find_no_room_stay_out_and_are_collected_by_the_next_run(
     assert len(tweets.answers()) == 9
     assert tweets.failures("id") == ["t3"]
     assert len(tweets.claude.simulator.bill()) == 9
+
+
+def test_answers_that_are_not_on_the_disk_any_more_do_not_pass_for_landed(
+    tweets: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tweets.start()
+    tweets.end_batches()
+
+    with monkeypatch.context() as disk:
+        disk.setattr(Staged, "batches", lambda _: iter(()))  # a disk that gives nothing back
+        with pytest.raises(TemporaryFileError, match=r"'sentiment': 10 answers.*TMPDIR"):
+            run.advance()
+
+    assert tweets.chunk_states() == {"submitted": 1}
+    assert tweets.answers() == []
+
+    assert tweets.materialize().rows == []
+    assert len(tweets.answers()) == 10
+    assert len(tweets.claude.simulator.bill()) == 10
