@@ -235,8 +235,8 @@ class TemporaryFileError(ClaudeBatchError):
         super().__init__(
             f"Asset {asset!r}: {answers:,} answers that were downloaded could not be read back "
             f"from the temporary directory {directory}. Their batches were not landed, and nothing "
-            "is lost. See to that disk, or let TMPDIR name another directory, then materialize again: "
-            "they are downloaded anew."
+            "is lost. See to that disk, or let TMPDIR name another directory, then materialize "
+            "again: they are downloaded anew."
         )
 
 
