@@ -296,6 +296,16 @@ def test_each_failure_has_its_raw_result_however_sound_lines_are_spelt(
     assert found == {0: results[0], 1: results[1], 2: None, 3: results[3]}
 
 
+def test_a_failure_behind_the_beginning_of_an_answer_keeps_its_raw_line() -> None:
+    begun = f'{{"custom_id":"{NONCE}-0","result":{{"type":'.encode()
+    failed = line(1, errored("api_error", "own"))
+
+    staged = stage(GOOD[0], begun + failed)
+
+    assert outcomes(staged) == {0: None, 1: "api_error"}
+    assert json.loads(staged[1]["response"]) == (begun + failed).decode()
+
+
 def test_a_failure_keeps_its_own_raw_result_although_an_answer_names_its_id() -> None:
     liar = {"custom_id": f"{NONCE}-1", "result": "mine"}
     tool = {"type": "tool_use", "name": "t", "input": liar}
