@@ -292,6 +292,19 @@ def _check_each_is_answered_once(project: Project, *runs: RunOfTest) -> None:
     assert len(project.claude.simulator.bill()) == 10
 
 
+def test_a_run_for_two_that_await_the_same_batches_collects_them_once(project: Make) -> None:
+    made = project(chunk_size=4)
+    made.load([(corpus, f"{corpus}{n}", "x") for corpus in ("tweets", "reviews") for n in range(5)])
+    together = made.start("tweets", "reviews")
+    together.engine.close(together.materializations[0])
+    tweets, reviews = made.start("tweets"), made.start("reviews")
+
+    both = made.start("tweets", "reviews")
+
+    assert len(both.materializations) == 2
+    _check_each_is_answered_once(made, both, tweets, reviews)
+
+
 def test_what_is_sent_while_a_launch_waits_for_the_database_is_not_sent_again(
     project: Make,
 ) -> None:
